@@ -1,0 +1,98 @@
+#!/usr/bin/env python3
+"""A ComfyUI host from nothing, and three things to do with it.
+
+    python3 tools/host.py demo     edit an image on a real ComfyUI server, write results to output/
+    python3 tools/host.py test     run the test suite (arguments go to pytest)
+    python3 tools/host.py serve    start the server and its web page with the pack installed
+
+The first run sets up a host under .host/ (several GB, a few minutes); later runs use it again.
+Environment: COMFYUI_PATH=/some/ComfyUI uses that one, run by the Python that runs this command or
+by COMFYUI_PYTHON, and installs nothing; RETRACE_HOST_DIR puts our own host elsewhere.
+"""
+
+import sys
+
+if sys.version_info < (3, 10):  # noqa: UP036  before the imports, which older ones cannot read
+    sys.exit("host.py: this needs Python 3.10 to 3.13: run the command with one of them.")
+
+import argparse
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+
+from hosting import demo
+from hosting.errors import HostError, SetupError
+from hosting.layout import REPOSITORY, Host
+from hosting.progress import Progress
+from hosting.server import check_port, serve
+from hosting.setup import find_host
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the command line."""
+    parser = argparse.ArgumentParser(
+        prog="host.py", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    demo.add_arguments(commands.add_parser("demo", help="edit an image on a real server"))
+    commands.add_parser("test", help="run the test suite; arguments go to pytest", add_help=False)
+    server = commands.add_parser(
+        "serve", help="start the server and its web page; what follows -- goes to ComfyUI"
+    )
+    server.add_argument("--port", type=int, default=8188)
+    server.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
+    return parser
+
+
+def run_tests(host: Host, arguments: list[str]) -> int:
+    """Run pytest over the repository in the host's Python; return its exit status."""
+    if not host.owned:
+        asked = subprocess.run(
+            [str(host.python), "-c", "import pytest"], capture_output=True, check=False
+        )
+        if asked.returncode:
+            raise SetupError(
+                f"{host.python} has no pytest: run `{host.python} -m pip install pytest "
+                "pytest-timeout`."
+            )
+    env = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("PYTHONPATH", "PYTHONHOME")
+    }
+    env["RETRACE_COMFYUI"] = str(host.comfyui)
+    env.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
+    env.setdefault("TOKENIZERS_PARALLELISM", "false")
+    return subprocess.call([str(host.python), "-m", "pytest", *arguments], cwd=REPOSITORY, env=env)
+
+
+def main(arguments: list[str]) -> int:
+    """Run one command; return the exit status."""
+    options, rest = build_parser().parse_known_args(arguments)
+    rest = rest[1:] if rest[:1] == ["--"] else rest
+    progress = Progress()
+    if options.command == "test":
+        return run_tests(find_host(progress), rest)
+    if options.command == "serve":
+        check_port(options.port)
+        return serve(find_host(progress), options.port, options.cpu or None, tuple(rest))
+    if rest:
+        build_parser().error(f"demo does not know {' '.join(rest)}")
+    return demo.run_demo(options, progress)
+
+
+def _terminate(*_: object) -> None:
+    raise KeyboardInterrupt  # so that a server that was started is stopped on the way out
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        sys.exit(main(sys.argv[1:]))
+    except HostError as error:
+        sys.exit(f"host.py: {error}")
+    except KeyboardInterrupt:
+        sys.exit("host.py: stopped; the same command goes on where this one was.")
