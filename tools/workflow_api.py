@@ -175,7 +175,7 @@ class _Graph:
             )
 
     def origin(self, slot: dict[str, Any]) -> Link | Value | None:
-        """Follow an input's wire to a node that runs or a primitive's value; None if it ends nowhere."""
+        """Follow an input's wire to a node that runs or a primitive; None if it ends nowhere."""
         kind, seen = str(slot.get("type", "*")), set()
         number = slot.get("link")
         while number in self.links and number not in seen:
@@ -197,7 +197,7 @@ class _Graph:
 
 
 def _through(node: dict[str, Any], slot: int, kind: str) -> int | None:
-    """Return the link a bypassed node hands through: an input of that type, the same place first."""
+    """Return the link a bypassed node hands through: an input of that type, same place first."""
     inputs = node.get("inputs") or []
     for candidate in inputs[slot : slot + 1] + inputs:
         if str(candidate.get("type")) == kind:

@@ -1,4 +1,4 @@
-"""Talk to a running ComfyUI as its own page does: HTTP for requests, a websocket for what happens."""
+"""Talk to a running ComfyUI as its page does: HTTP for requests, a websocket for what happens."""
 
 from __future__ import annotations
 

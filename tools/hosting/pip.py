@@ -1,4 +1,4 @@
-"""Run pip in the host's Python: progress in few words, all of it in a log, failures as one sentence."""
+"""Run pip in the host's Python: progress in few words, all of it in a log, failures as a sentence."""
 
 from __future__ import annotations
 

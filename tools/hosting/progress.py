@@ -9,7 +9,7 @@ from contextlib import contextmanager
 
 
 class Progress:
-    """Prints stages; the live line is rewritten on a terminal, printed every `every` seconds elsewhere."""
+    """Prints stages; the live line is rewritten on a terminal, elsewhere printed now and then."""
 
     def __init__(self, every: float = 10.0) -> None:
         self.terminal = sys.stdout.isatty()

@@ -1,0 +1,1 @@
+"""What happens to queries, keys and values. Pure torch; knows no model and no host."""

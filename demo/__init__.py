@@ -1,0 +1,1 @@
+"""The small model that makes the pack work with nothing downloaded."""

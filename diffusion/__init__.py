@@ -1,0 +1,1 @@
+"""Numbers in sigma space: schedules, steps, trajectories, inversions, editing rules. Pure torch."""

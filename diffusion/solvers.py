@@ -1,0 +1,58 @@
+"""How the branches of an edit step down: one class a solver, chosen by the trajectory's name for it.
+
+A solver asks for guided predictions of all branches at once, because some couple them.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from .errors import TrajectoryError
+from .steps import step_euler
+
+Branches = Mapping[str, Tensor]
+"""Latents by branch, "source" and "target"; "batch channels height width" each."""
+
+GuidedDenoise = Callable[[Branches, Tensor], Branches]
+"""(branches, sigma) -> guided denoised predictions, of the branches whose prediction is read."""
+
+
+class Solver(Protocol):
+    """One step towards less noise. `memory` is this run's scratch, empty before the first step."""
+
+    def step(
+        self,
+        branches: Branches,
+        denoise: GuidedDenoise,
+        sigma: Tensor,
+        sigma_next: Tensor,
+        memory: dict[str, Any],
+    ) -> tuple[Branches, Branches]:
+        """Return the stepped branches and the denoised predictions they came from."""
+        ...
+
+
+class Euler:
+    """DDIM with eta 0 (the host's Euler sampler); see `steps.step_euler`."""
+
+    def step(self, branches, denoise, sigma, sigma_next, memory):
+        denoised = denoise(branches, sigma)
+        stepped = {
+            name: step_euler(branches[name], prediction, sigma, sigma_next)
+            for name, prediction in denoised.items()
+        }
+        return stepped, denoised
+
+
+SOLVERS: dict[str, Callable[[], Solver]] = {"euler": Euler}
+
+
+def make_solver(name: str) -> Solver:
+    """Return a fresh solver. Raises: TrajectoryError if no solver has that name."""
+    if name not in SOLVERS:
+        raise TrajectoryError(
+            f"this trajectory wants the solver {name!r}, which this version does not have "
+            f"(it has {', '.join(sorted(SOLVERS))}); update Retrace or repeat the inversion"
+        )
+    return SOLVERS[name]()

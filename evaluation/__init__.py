@@ -1,0 +1,1 @@
+"""Benchmarks of edits: scenes with exact targets, metrics, reports. Runs without ComfyUI."""

@@ -1,0 +1,237 @@
+"""The Edit-Sampler's run: branches, rows, guidance and blends on the host's model."""
+
+import time
+from collections.abc import Collection
+from typing import Any, NamedTuple
+
+import comfy.samplers
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from ..attention.plan import EditPlan, RunFacts
+from ..attention.rows import (
+    SOURCE_COND,
+    SOURCE_UNCOND,
+    TARGET_COND,
+    TARGET_UNCOND,
+    Role,
+    RowLayout,
+)
+from ..attention.run import EditRun
+from ..diffusion.edit import edit
+from ..diffusion.errors import LatentError, TrajectoryError
+from ..diffusion.inversion import from_level
+from ..diffusion.solvers import Branches
+from ..diffusion.trajectory import Trajectory
+from .attach import attach_unet
+from .conditioning import check_conditioning
+from .guider import RowGuider, Rows, check_interrupted
+from .inversion import run_guider
+from .model import attention_sites, check_model
+
+PLAN = "retrace_plan"
+"""Key in transformer_options under which controller nodes leave the frozen EditPlan."""
+
+ROW_ORDER = (TARGET_UNCOND, SOURCE_UNCOND, SOURCE_COND, TARGET_COND)
+
+CONDS = {
+    SOURCE_COND: "source",
+    SOURCE_UNCOND: "negative",
+    TARGET_COND: "positive",
+    TARGET_UNCOND: "negative",
+}
+
+
+class EditResult(NamedTuple):
+    """Edited and source LATENT samples, the blend mask [batch height width], and the report."""
+
+    edited: Tensor
+    source: Tensor
+    mask: Tensor
+    report: dict[str, Any]
+
+
+def get_plan(model: Any) -> EditPlan:
+    """Return the plan that controller nodes left on a MODEL (an empty one if there is none)."""
+    return model.model_options.get("transformer_options", {}).get(PLAN, EditPlan())
+
+
+def with_controller(model: Any, controller: Any) -> Any:
+    """Return a clone of a MODEL that carries one controller more."""
+    clone = model.clone()
+    plan = get_plan(model).with_controller(controller)
+    clone.model_options["transformer_options"][PLAN] = plan
+    return clone
+
+
+class EditSampler(comfy.samplers.Sampler):
+    """Walks down both branches of a trajectory on a RowGuider."""
+
+    def __init__(
+        self,
+        guider: RowGuider,
+        trajectory: Trajectory,
+        run: EditRun,
+        *,
+        cfg: float,
+        source_until: int | None,
+        mask: Tensor | None,
+    ) -> None:
+        self.guider, self.trajectory, self.run = guider, trajectory, run
+        self.cfg, self.source_until, self.mask = cfg, source_until, mask
+        self.source: Tensor | None = None
+
+    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
+               denoise_mask=None, disable_pbar=False):
+        options = attach_unet(extra_args["model_options"], self.run) if self.run.controls else (
+            extra_args["model_options"]
+        )
+        trajectory, start = self.trajectory, self.run.facts.start_step
+        total = trajectory.steps - start
+
+        def denoise(x: Branches, sigma: Tensor, step: int, wanted: Collection[str]) -> Branches:
+            check_interrupted()
+            return self.denoise(x, sigma, step, wanted, options)
+
+        for state in edit(
+            trajectory,
+            denoise,
+            device=noise.device,
+            start_step=start,
+            source_until=self.source_until,
+            after_step=self.after_step,
+        ):
+            if callback is not None:
+                callback(state.step - start, state.denoised, state.target, total)
+        if state.source is not None:
+            self.source = from_level(state.source, state.sigma, trajectory.model.flow)
+        return from_level(state.target, state.sigma, trajectory.model.flow)
+
+    def denoise(
+        self, x: Branches, sigma: Tensor, step: int, wanted: Collection[str], options: dict
+    ) -> Branches:
+        """Evaluate the rows somebody reads in one call; return guided predictions of `wanted`."""
+        roles = self.run.source_roles(step)
+        for branch in wanted:
+            roles.add(Role(branch, "cond"))
+            if self.cfg != 1:
+                roles.add(Role(branch, "uncond"))
+        null = self.trajectory.null_embeddings
+        rows = [
+            Rows(
+                role,
+                CONDS[role],
+                x[role.branch],
+                null[step] if null is not None and role.half == "uncond" else None,
+            )
+            for role in ROW_ORDER
+            if role in roles
+        ]
+        images = len(x["target"])
+        self.run.begin(step, RowLayout(tuple(row.role for row in rows), images))
+        out = self.guider.denoise_rows(rows, sigma, options)
+        self.run.end()
+        guided = {}
+        for branch in wanted:
+            cond = out[Role(branch, "cond")]
+            name = CONDS[Role(branch, "cond")]
+            guided[branch] = (
+                cond
+                if self.cfg == 1
+                else self.guider.guide(
+                    cond, out[Role(branch, "uncond")], self.cfg, x[branch], sigma, options,
+                    (name, "negative"),
+                )
+            )
+        return guided
+
+    def after_step(
+        self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor
+    ) -> Tensor:
+        """Blend as the controllers ask, then keep the source outside the user's mask."""
+        target = self.run.after_step(step, sigma, source, target)
+        if self.mask is not None and source is not None:
+            target = source + self.mask.to(target) * (target - source)
+        return target
+
+
+def run_edit(
+    model: Any,
+    trajectory: Trajectory,
+    positive: list,
+    negative: list | None,
+    *,
+    cfg: float = 7.5,
+    start_step: int = 0,
+    mask: Tensor | None = None,
+    reconstruct: bool = True,
+) -> EditResult:
+    """Edit: walk the trajectory down with the target prompt, the source beside it.
+
+    positive: the target prompt; negative: of both branches (not needed at cfg 1).
+    mask: "batch-or-1 height width" in [0, 1], 1 where the edit may happen.
+    reconstruct: sample a source branch that is not pinned down to the end even where no
+      controller reads it, so that the source output shows what the inversion lost.
+    """
+    facts = check_model(model, trajectory)
+    check_conditioning("positive", positive)
+    if trajectory.source is None:
+        raise TrajectoryError("this trajectory carries no source conditioning; invert again")
+    conds = {"source": trajectory.source, "positive": positive}
+    if cfg != 1:
+        check_conditioning("negative", negative)
+        conds["negative"] = negative
+    plan = get_plan(model)
+    run_facts = RunFacts(
+        steps=trajectory.steps,
+        start_step=start_step,
+        height=trajectory.clean.shape[2],
+        width=trajectory.clean.shape[3],
+        images=trajectory.batch,
+        sites=attention_sites(model) if plan.controllers else (),
+    )
+    run = EditRun(run_facts, plan.prepare(run_facts))
+    latent_mask = None if mask is None else fit_mask(mask, trajectory.clean)
+    needs_source = reconstruct or latent_mask is not None or run.blends
+    source_until = trajectory.steps if needs_source else run.last_source_step() + 1
+    guider = RowGuider(model, conds)
+    sampler = EditSampler(
+        guider, trajectory, run, cfg=cfg, source_until=source_until, mask=latent_mask
+    )
+    started = time.perf_counter()
+    edited = run_guider(guider, trajectory.clean, sampler, trajectory.sigmas.flip(0)[start_step:])
+    if trajectory.source_rule.exact or sampler.source is None:
+        source = trajectory.clean.clone()
+    else:
+        source = model.model.process_latent_out(sampler.source).to("cpu", torch.float32)
+    report = {
+        "seconds": time.perf_counter() - started,
+        "row_forwards": guider.row_forwards,
+        "model_calls": guider.calls,
+        "steps": trajectory.steps - start_step,
+        "source": "pinned" if trajectory.source_rule.pinned else "free",
+        "prediction": facts.prediction,
+    }
+    return EditResult(edited, source, run.mask(latent_mask), report)
+
+
+def fit_mask(mask: Tensor, clean: Tensor) -> Tensor:
+    """Resize a MASK to the latent, "batch-or-1 1 height width".
+
+    Raises: LatentError when its batch does not fit, it is empty, or it selects nothing.
+    """
+    mask = mask.detach().to("cpu", torch.float32)
+    mask = mask[None] if mask.ndim == 2 else mask
+    if mask.ndim != 3 or 0 in mask.shape:
+        raise LatentError(f"expected a mask [batch height width], got {list(mask.shape)}")
+    if len(mask) not in (1, len(clean)):
+        raise LatentError(
+            f"the mask has {len(mask)} images but the trajectory {len(clean)}; give one or as many"
+        )
+    if not bool(mask.isfinite().all()) or float(mask.max()) <= 0:
+        raise LatentError("the mask selects nothing (or holds NaN): the edit would change nothing")
+    mask = F.interpolate(
+        mask[:, None].clamp(0, 1), size=clean.shape[2:], mode="bilinear", antialias=True
+    )
+    return mask

@@ -1,0 +1,131 @@
+"""A host guider that evaluates rows: any mix of roles, each with its own latent and cond, at once."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import comfy.model_management
+import comfy.patcher_extension
+import comfy.samplers
+import torch
+from torch import Tensor
+
+from ..attention.rows import Role, RowLayout
+from .conditioning import merge_entries, single_entry
+
+APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+
+ACTIVE = "retrace_rows"
+"""Key in transformer_options that marks the diffusion model's own call (not a ControlNet's)."""
+
+
+class Rows(NamedTuple):
+    """What one role is evaluated on: cond's name, latent, its text embedding if not the cond's."""
+
+    role: Role
+    cond: str
+    x: Tensor
+    embedding: Tensor | None = None
+
+
+class RowGuider(comfy.samplers.CFGGuider):
+    """CFGGuider whose conds have names; model loading, hooks and clean-up stay the host's."""
+
+    def __init__(self, model: Any, conditionings: Mapping[str, list]) -> None:
+        super().__init__(model)
+        self.inner_set_conds(dict(conditionings))
+        self.row_forwards = 0
+        self.calls = 0
+
+    def denoise_rows(
+        self, rows: Sequence[Rows], sigma: Tensor, model_options: dict
+    ) -> dict[Role, Tensor]:
+        """Return the denoised prediction of every role in one model call.
+
+        rows: in batch order, each x "images channels height width"; sigma: "".
+        """
+        images = len(rows[0].x)
+        layout = RowLayout(tuple(row.role for row in rows), images)
+        names = [row.cond for row in rows]
+        entries = [single_entry(name, self.conds[name], sigma) for name in names]
+        merged = merge_entries(names, entries, images, [row.embedding for row in rows])
+        x = torch.cat([row.x for row in rows])
+        out = comfy.samplers.calc_cond_batch(
+            self.inner_model,
+            [[merged]],
+            x,
+            sigma.to(x).expand(len(x)),
+            with_layout(model_options, layout),
+        )[0]
+        self.row_forwards += layout.rows
+        self.calls += 1
+        return {row.role: out[layout.slice(row.role)] for row in rows}
+
+    def guide(
+        self,
+        cond: Tensor,
+        uncond: Tensor,
+        guidance_scale: float,
+        x: Tensor,
+        sigma: Tensor,
+        model_options: dict,
+        names: tuple[str, str] = ("positive", "negative"),
+    ) -> Tensor:
+        """Return the guided prediction of one branch through the host's own guidance hooks."""
+        conds = [self.conds.get(name) for name in names]
+        timestep = sigma.to(x).expand(len(x))
+        out = [cond, uncond]
+        for hook in model_options.get("sampler_pre_cfg_function", []):
+            out = hook(
+                {
+                    "conds": conds,
+                    "conds_out": out,
+                    "cond_scale": guidance_scale,
+                    "timestep": timestep,
+                    "input": x,
+                    "sigma": timestep,
+                    "model": self.inner_model,
+                    "model_options": model_options,
+                }
+            )
+        return comfy.samplers.cfg_function(
+            self.inner_model,
+            out[0],
+            out[1],
+            guidance_scale,
+            x,
+            timestep,
+            model_options=model_options,
+            cond=conds[0],
+            uncond=conds[1],
+        )
+
+
+def with_layout(model_options: dict, layout: RowLayout) -> dict:
+    """Return model options whose model call tells hooks and other packs which rows are which.
+
+    Other packs read `cond_or_uncond` as one entry per equal chunk of rows: a role is a chunk.
+    """
+    halves = [int(role.half == "uncond") for role in layout.roles]
+
+    def apply_model(executor, x, t, c_concat=None, c_crossattn=None, control=None,
+                    transformer_options=None, **kwargs):
+        options = {
+            **(transformer_options or {}),
+            "cond_or_uncond": halves,
+            "uuids": [(transformer_options or {}).get("uuids", [None])[0]] * len(halves),
+            ACTIVE: layout,
+        }
+        return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
+
+    options = {**model_options}
+    transformer = {**options.get("transformer_options", {})}
+    wrappers = {**transformer.get("wrappers", {})}
+    wrappers[APPLY_MODEL] = {**wrappers.get(APPLY_MODEL, {}), "retrace": [apply_model]}
+    transformer["wrappers"] = wrappers
+    options["transformer_options"] = transformer
+    return options
+
+
+def check_interrupted() -> None:
+    """Raise the host's interrupt if the user cancelled."""
+    comfy.model_management.throw_exception_if_processing_interrupted()

@@ -1,0 +1,19 @@
+"""What the user sees: one file a stage of the method. Imported by the host only."""
+
+from comfy_api.latest import ComfyExtension, io
+
+from . import controllers, demo, edit, invert, prompts
+
+
+class RetraceExtension(ComfyExtension):
+    """The list of nodes."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return [
+            demo.DemoModel,
+            prompts.PromptPair,
+            invert.InvertDDIM,
+            invert.InvertDirectInversion,
+            controllers.P2PController,
+            edit.EditSampler,
+        ]

@@ -1,0 +1,72 @@
+"""Controller nodes: a MODEL in, a MODEL out that carries what to do to attention."""
+
+from comfy_api.latest import io
+
+from ..attention.prompt_to_prompt import PromptToPrompt
+from ..attention.windows import parse_reweight, parse_word_windows
+from ..host.editing import with_controller
+from . import types
+
+
+class P2PController(io.ComfyNode):
+    """P2P-Controller."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return types.schema(
+            node_id="RetraceP2PController",
+            display_name="P2P-Controller",
+            description=(
+                "Holds the picture together while words change: the source's attention is used for "
+                "the target's (Prompt-to-Prompt, Hertz et al. 2022). Acts in the Edit-Sampler only."
+            ),
+            search_aliases=["prompt to prompt", "prompt2prompt", "attention replace"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint's model, or another controller's."),
+                types.Prompts.Input("prompts", tooltip="From Prompt-Pair."),
+                io.Combo.Input("mode", options=["auto", "replace", "refine"], default="auto",
+                               tooltip=(
+                                   "'replace' swaps words one for one, 'refine' adds or removes "
+                                   "words; 'auto' takes replace if the word counts agree."
+                               )),
+                io.Float.Input("cross_replace", default=0.4, min=0.0, max=1.0, step=0.05,
+                               round=0.01,
+                               tooltip=(
+                                   "Fraction of the steps, from the noisy end, in which the source's "
+                                   "word maps are used; 0 turns it off. Low for textures, high for "
+                                   "keeping the layout."
+                               )),
+                io.Float.Input("self_replace", default=0.6, min=0.0, max=1.0, step=0.05, round=0.01,
+                               tooltip=(
+                                   "Fraction of the steps in which the source's self-attention is "
+                                   "used; 0 turns it off. High keeps shapes."
+                               )),
+                io.String.Input("word_windows", default="",
+                                tooltip=(
+                                    "Own cross windows for target words, as fractions: "
+                                    "'dog: 0.8, wooden: 0.2-0.6'. Empty: none."
+                                )),
+                io.String.Input("reweight", default="",
+                                tooltip=(
+                                    "Factors on target words: 'fluffy: 2, snow: 0.5'; 1 changes "
+                                    "nothing, negative suppresses. Acts inside the cross window."
+                                )),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model",
+                                tooltip="For the next controller or the Edit-Sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, prompts, mode, cross_replace, self_replace, word_windows="",
+                reweight="") -> io.NodeOutput:
+        controller = PromptToPrompt(
+            prompts,
+            mode=mode,
+            cross_replace=(0.0, cross_replace),
+            self_replace=(0.0, self_replace),
+            word_windows=parse_word_windows(word_windows),
+            reweight=parse_reweight(reweight),
+        )
+        return io.NodeOutput(with_controller(model, controller))

@@ -1,0 +1,1 @@
+"""How the demo model was trained: pools of scenes, workers, and one module a stage."""

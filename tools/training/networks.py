@@ -1,0 +1,74 @@
+"""The denoiser and its text encoder as trainable networks with the host's parameter names."""
+
+from __future__ import annotations
+
+import torch
+from retrace.demo.architecture import TEXT, UNET
+from torch import Tensor, nn
+
+from .host import PlainOperations, use_host
+
+
+class Denoiser(nn.Module):
+    """ComfyUI's UNetModel and CLIPTextModel, trained together.
+
+    tokens: the CLIP ids that occur; others are never trained, so only these rows are kept.
+    """
+
+    def __init__(self, tokens: list[int]) -> None:
+        super().__init__()
+        use_host()
+        from comfy.clip_model import CLIPTextModel
+        from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
+
+        self.unet = UNetModel(
+            **UNET, dtype=torch.float32, device="cpu", operations=PlainOperations
+        )
+        self.text = CLIPTextModel(TEXT, torch.float32, "cpu", PlainOperations)
+        self.text.set_input_embeddings(nn.Embedding(len(tokens), TEXT["hidden_size"]))
+        nn.init.normal_(self.text.get_input_embeddings().weight, std=0.5)
+        nn.init.normal_(self.text.text_model.embeddings.position_embedding.weight, std=0.1)
+        _silence_outputs(self.unet)
+
+    def encode(self, tokens: Tensor) -> Tensor:
+        """Encode "batch 32" rows of the kept vocabulary to "batch 32 width".
+
+        The same function as the host's CLIPTextModel, whose layers add in place.
+        """
+        model = self.text.text_model
+        positions = model.embeddings.position_embedding.weight
+        x = model.embeddings.token_embedding(tokens) + positions
+        for layer in model.encoder.layers:
+            attention = layer.self_attn
+            normed = layer.layer_norm1(x)
+            q, k, v = attention.q_proj(normed), attention.k_proj(normed), attention.v_proj(normed)
+            x = x + attention.out_proj(plain_attention(None, q, k, v, attention.heads, causal=True))
+            x = x + layer.mlp(layer.layer_norm2(x))
+        return model.final_layer_norm(x)
+
+    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
+        """Predict eps of latents at variance-preserving scale, "batch 4 height width"."""
+        options = {"optimized_attention_override": plain_attention}
+        return self.unet(x, timestep, self.encode(tokens), transformer_options=options)
+
+
+def plain_attention(
+    func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, causal=False, **_: object
+) -> Tensor:
+    """Attend with plain products, "batch tokens width"; its CPU backward beats the fused one's."""
+    del func, mask
+    batch, _, width = q.shape
+    q, k, v = (t.reshape(batch, -1, heads, width // heads).transpose(1, 2) for t in (q, k, v))
+    logits = (q * (width // heads) ** -0.5) @ k.transpose(-1, -2)  # [batch heads queries keys]
+    if causal:
+        later = torch.ones(logits.shape[-2:], dtype=torch.bool).triu(1)
+        logits = logits.masked_fill(later, float("-inf"))
+    return (logits.softmax(-1).to(v.dtype) @ v).transpose(1, 2).reshape(batch, -1, width)
+
+
+def _silence_outputs(unet: nn.Module) -> None:
+    # every residual branch starts as nothing, as in the published UNet
+    for name, module in unet.named_modules():
+        if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
+            nn.init.zeros_(module.weight)
+            nn.init.zeros_(module.bias)
