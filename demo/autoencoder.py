@@ -31,7 +31,7 @@ class ResidualBlock(nn.Module):
 
 
 class Encoder(nn.Module):
-    """Map pictures in [-1, 1] to latents of about unit variance, a quarter and an eighth at a time."""
+    """Map pictures in [-1, 1] to latents, at a quarter and then an eighth of the resolution."""
 
     def __init__(self, fine: int, coarse: int, depth: tuple[int, int], latent: int) -> None:
         super().__init__()
@@ -85,7 +85,7 @@ class Autoencoder(nn.Module):
         self.register_buffer("scale", torch.ones(latent, 1, 1))
 
     def encode(self, pixels: Tensor) -> Tensor:
-        """Give the latents "batch latent height/8 width/8" of pixels "batch 3 height width" in [-1, 1]."""
+        """Give latents "batch latent h w" of pixels "batch 3 8h 8w" in [-1, 1]."""
         return (self.encoder(pixels) - self.shift) / self.scale
 
     def decode(self, latent: Tensor) -> Tensor:

@@ -30,7 +30,11 @@ def main() -> None:
     elif arguments.stage == "autoencoder":
         checkpoint = arguments.work / "autoencoder.pt"
         workers.run_workers(
-            autoencoder.train, arguments.workers, folder, checkpoint, arguments.minutes,
+            autoencoder.train,
+            arguments.workers,
+            folder,
+            checkpoint,
+            arguments.minutes,
             arguments.seed,
         )
     elif arguments.stage == "latents":
@@ -39,7 +43,11 @@ def main() -> None:
     elif arguments.stage == "denoiser":
         checkpoint = arguments.work / "denoiser.pt"
         workers.run_workers(
-            denoiser.train, arguments.workers, folder, checkpoint, arguments.minutes,
+            denoiser.train,
+            arguments.workers,
+            folder,
+            checkpoint,
+            arguments.minutes,
             arguments.seed,
         )
 

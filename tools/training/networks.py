@@ -21,9 +21,7 @@ class Denoiser(nn.Module):
         from comfy.clip_model import CLIPTextModel
         from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 
-        self.unet = UNetModel(
-            **UNET, dtype=torch.float32, device="cpu", operations=PlainOperations
-        )
+        self.unet = UNetModel(**UNET, dtype=torch.float32, device="cpu", operations=PlainOperations)
         self.text = CLIPTextModel(TEXT, torch.float32, "cpu", PlainOperations)
         self.text.set_input_embeddings(nn.Embedding(len(tokens), TEXT["hidden_size"]))
         nn.init.normal_(self.text.get_input_embeddings().weight, std=0.5)
