@@ -118,7 +118,8 @@ def run_guider(
 ) -> Tensor:
     """Run a sampler through the host: model loading, preview, progress, clean-up; float32 CPU."""
     callback = latent_preview.prepare_callback(guider.model_patcher, len(sigmas) - 1)
-    out = guider.sample(
-        torch.zeros_like(clean), clean, sampler, sigmas, callback=callback, disable_pbar=True
-    )
+    with torch.no_grad():
+        out = guider.sample(
+            torch.zeros_like(clean), clean, sampler, sigmas, callback=callback, disable_pbar=True
+        )
     return out.to("cpu", torch.float32)

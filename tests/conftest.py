@@ -1,0 +1,90 @@
+"""Shared fixtures: the pack under one fixed name, a ComfyUI on the CPU, the papers' numbers."""
+
+import asyncio
+import json
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
+
+from pack import load_pack  # noqa: E402
+
+load_pack()
+
+
+def comfyui_path() -> Path | None:
+    """Return the ComfyUI tree to test against, or None."""
+    candidates = [os.environ.get("RETRACE_COMFYUI"), ROOT / ".host" / "ComfyUI"]
+    return next((Path(p) for p in candidates if p and (Path(p) / "main.py").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def comfy():
+    """Make `import comfy` work, on the CPU, in this process; skip where there is no ComfyUI."""
+    path = comfyui_path()
+    if path is None:
+        pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
+    import warnings
+
+    if str(path) not in sys.path:
+        sys.path.insert(0, str(path))
+    argv, sys.argv = sys.argv, sys.argv[:1]
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import comfy.options
+
+            comfy.options.enable_args_parsing(False)
+            from comfy.cli_args import args
+
+            args.cpu = True
+            import comfy.model_base
+            import comfy.model_management
+            import comfy.model_patcher
+            import comfy.samplers
+            import comfy.sd
+            import comfy.supported_models
+            import latent_preview
+            import nodes
+
+            assert latent_preview and nodes
+            asyncio.new_event_loop().close()
+    finally:
+        sys.argv = argv
+    return comfy
+
+
+@pytest.fixture(scope="session")
+def golden_dir() -> Path:
+    """The folder of golden tensors made by the papers' own code."""
+    candidates = [os.environ.get("RETRACE_GOLDEN"), ROOT / "tests" / "golden",
+                  ROOT.parent / "shared" / "golden"]
+    for candidate in candidates:
+        if candidate and (Path(candidate) / "weights").is_dir():
+            return Path(candidate)
+    pytest.skip("no golden tensors: set RETRACE_GOLDEN")
+
+
+@pytest.fixture(scope="session")
+def golden(golden_dir):
+    """Load one golden file: golden("p2p/tiny3_10/x") -> (tensors, parameters)."""
+    from safetensors.torch import load_file
+
+    def load(name: str):
+        tensors = load_file(golden_dir / f"{name}.safetensors")
+        path = golden_dir / f"{name}.json"
+        return tensors, json.loads(path.read_text()) if path.exists() else {}
+
+    return load
+
+
+@pytest.fixture(scope="session")
+def tiny3(comfy, golden_dir):
+    """The golden tests' random SD UNet as a host MODEL (fp32, CPU)."""
+    from helpers_host import load_tiny3
+
+    return load_tiny3(golden_dir)

@@ -1,0 +1,65 @@
+"""Small real host models for tests: the golden UNet, and random UNets of the host's classes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def make_unet_model(unet_config: dict, config_class: str = "SD15", seed: int = 0) -> Any:
+    """Return a ModelPatcher around a random UNet built by the host from a config (fp32, CPU)."""
+    import comfy.model_base
+    import comfy.model_patcher
+    import comfy.supported_models
+
+    class Config(getattr(comfy.supported_models, config_class)):
+        unet_extra_config: dict = {}  # noqa: RUF012
+
+    config = Config(dict(unet_config))
+    config.set_inference_dtype(torch.float32, None)
+    with torch.inference_mode(False):
+        model = config.get_model({}, device=torch.device("cpu"))
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            for parameter in model.diffusion_model.parameters():
+                scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
+                noise = torch.randn(parameter.shape, generator=generator) * scale
+                parameter.copy_(noise if parameter.ndim > 1 else noise + 0.5)
+    cpu = torch.device("cpu")
+    return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def load_tiny3(golden_dir: Path) -> Any:
+    """Return the golden tests' UNet as a ModelPatcher."""
+    from safetensors.torch import load_file
+
+    weights = golden_dir / "weights"
+    config = json.loads((weights / "tiny3_comfy_unet_config.json").read_text())
+    model = make_unet_model(config)
+    state = {k: v.float() for k, v in load_file(weights / "tiny3_unet_comfy.safetensors").items()}
+    with torch.no_grad():
+        model.model.diffusion_model.load_state_dict(state)
+    return model
+
+
+def conditioning(embedding: torch.Tensor) -> list:
+    """Wrap a text embedding [batch tokens dim] as the host's CONDITIONING."""
+    return [[embedding, {}]]
+
+
+class TokenizerOnly:
+    """A CLIP object reduced to its real tokenizer (Stable Diffusion 1's byte-pair encoding)."""
+
+    def __init__(self) -> None:
+        import comfy.sd1_clip
+
+        self.tokenizer = comfy.sd1_clip.SD1Tokenizer()
+
+    def tokenize(self, text: str) -> dict:
+        return self.tokenizer.tokenize_with_weights(text)
+
+
+def rms(a: torch.Tensor, b: torch.Tensor) -> float:
+    """Root mean square difference."""
+    return float((a.double() - b.double()).pow(2).mean().sqrt())
