@@ -1,4 +1,4 @@
-"""Run pip in the host's Python: progress in few words, all of it in a log, failures as a sentence."""
+"""Run pip in the host's Python: few words of progress, a log, one sentence on failure."""
 
 from __future__ import annotations
 
@@ -12,8 +12,9 @@ from .progress import Progress
 
 NO_NETWORK = re.compile(
     r"NewConnectionError|Failed to establish a new connection|Max retries exceeded|ProxyError"
-    r"|SSLError|ConnectTimeout|Read timed out|Connection (?:refused|reset|aborted)|Network is unreachable"
-    r"|name resolution|Name or service not known|getaddrinfo failed|No route to host",
+    r"|SSLError|ConnectTimeout|Read timed out|Connection (?:refused|reset|aborted)"
+    r"|Network is unreachable|name resolution|Name or service not known|getaddrinfo failed"
+    r"|No route to host",
     re.IGNORECASE,
 )
 NO_SPACE = re.compile(r"No space left on device|Errno 28|Disk quota exceeded", re.IGNORECASE)
@@ -76,11 +77,10 @@ def explain(output: str, log: Path) -> str:
             "that pip is set to use), then run the same command again; it goes on where it stopped."
         )
     if missing := NO_BUILD.search(output):
-        return (
-            f"pip's package index has no {missing[1]} for this Python and platform: try another "
-            "Python "
-            f"between 3.10 and 3.13, or point COMFYUI_PATH at a ComfyUI that you have (see {log})."
-        )
+        advice = "try another Python from 3.10 to 3.13, or set COMFYUI_PATH to a ComfyUI you have"
+        if "from versions: none" in output:  # also what pip says when it reaches no index at all
+            advice = f"check the network connection; if that is well, {advice}"
+        return f"pip found no {missing[1]} for this Python and platform: {advice} (see {log})."
     errors = [line.strip() for line in output.splitlines() if "ERROR" in line]
     last = errors[-1] if errors else (output.strip().splitlines() or ["no output"])[-1]
     return f"pip failed: {last} (all of it is in {log}; running this again is safe)."

@@ -1,4 +1,4 @@
-"""The client's half of RFC 6455, as far as ComfyUI's /ws goes: read messages, answer pings, close."""
+"""The client's half of RFC 6455 as ComfyUI's /ws needs it: read messages, answer pings, close."""
 
 from __future__ import annotations
 
