@@ -1,4 +1,4 @@
-"""The demo model's autoencoder: 3 x 128 x 128 pictures to 4 x 16 x 16 latents and back, in pure torch.
+"""The demo model's autoencoder: 128 x 128 pictures to 4 x 16 x 16 latents and back, in pure torch.
 
 Made for speed on a CPU: nothing is convolved at more than a quarter of the picture's resolution.
 """

@@ -1,55 +1,116 @@
-"""Train, measure and export the demo model; needs no GPU and nothing downloaded."""
+"""Train, measure and export the demo model; needs no GPU and nothing downloaded.
+
+Stages, in order: pool, autoencoder, latents, denoiser, export, evaluate; or `all`. An interrupted
+stage goes on from its last checkpoint when it is called again.
+"""
 
 from __future__ import annotations
 
 import argparse
+import json
+import platform
 from pathlib import Path
 
 from pack import ROOT, load_pack
 
 load_pack()
-WORK = ROOT / ".host" / "train"
+from training import autoencoder, denoiser, export, measure, pool, workers  # noqa: E402
+
+STAGES = ("pool", "autoencoder", "latents", "denoiser", "export", "evaluate")
 
 
 def main() -> None:
-    """Read the command line and run one stage."""
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("stage", choices=("pool", "autoencoder", "latents", "denoiser"))
-    parser.add_argument("--work", type=Path, default=WORK, help="folder of pools and checkpoints")
-    parser.add_argument("--scenes", type=int, default=16000, help="scenes in the pool")
-    parser.add_argument("--pool", default="pool", help="name of the pool")
-    parser.add_argument("--minutes", type=float, default=15.0, help="training time, wall clock")
+    """Run one stage, or all of them."""
+    arguments = read_arguments()
+    chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
+    for stage in chosen:
+        globals()[f"run_{stage}"](arguments)
+
+
+def read_arguments() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("stage", choices=(*STAGES, "all"))
+    parser.add_argument("--work", type=Path, default=ROOT / ".host" / "train",
+                        help="folder of pools, checkpoints and pictures")
+    parser.add_argument("--scenes", type=int, default=30000, help="scenes to train on")
+    parser.add_argument("--pool", default="large", help="name of the pool in the work folder")
+    parser.add_argument("--autoencoder-minutes", type=float, default=16.5,
+                        help="wall clock; the learning rate falls to 0 at its end")
+    parser.add_argument("--denoiser-minutes", type=float, default=80.0, help="the same")
     parser.add_argument("--workers", type=int, default=2, help="one-thread processes")
     parser.add_argument("--seed", type=int, default=7)
-    arguments = parser.parse_args()
-    from training import autoencoder, denoiser, pool, workers
+    parser.add_argument("--weights", type=Path, default=ROOT / "demo" / "retrace-demo.safetensors",
+                        help="file to export to, and to evaluate")
+    parser.add_argument("--count", type=int, default=200, help="held-out scenes to evaluate on")
+    parser.add_argument("--note", default="{}", help="JSON of further metadata for the export")
+    return parser.parse_args()  # fmt: skip
 
-    folder = arguments.work / arguments.pool
-    if arguments.stage == "pool":
-        pool.build_pool(folder, arguments.scenes, arguments.workers)
-    elif arguments.stage == "autoencoder":
-        checkpoint = arguments.work / "autoencoder.pt"
-        workers.run_workers(
-            autoencoder.train,
-            arguments.workers,
-            folder,
-            checkpoint,
-            arguments.minutes,
-            arguments.seed,
-        )
-    elif arguments.stage == "latents":
-        checkpoint = arguments.work / "autoencoder.pt"
-        workers.run_workers(denoiser.cache_latents, arguments.workers, folder, checkpoint)
-    elif arguments.stage == "denoiser":
-        checkpoint = arguments.work / "denoiser.pt"
-        workers.run_workers(
-            denoiser.train,
-            arguments.workers,
-            folder,
-            checkpoint,
-            arguments.minutes,
-            arguments.seed,
-        )
+
+def run_pool(arguments: argparse.Namespace) -> None:
+    """Render the training scenes."""
+    pool.build_pool(arguments.work / arguments.pool, arguments.scenes, arguments.workers)
+
+
+def run_autoencoder(arguments: argparse.Namespace) -> None:
+    """Train the autoencoder."""
+    workers.run_workers(
+        autoencoder.train,
+        arguments.workers,
+        arguments.work / arguments.pool,
+        arguments.work / "autoencoder.pt",
+        arguments.autoencoder_minutes,
+        arguments.seed,
+    )
+
+
+def run_latents(arguments: argparse.Namespace) -> None:
+    """Encode the training scenes once."""
+    workers.run_workers(
+        denoiser.cache_latents,
+        arguments.workers,
+        arguments.work / arguments.pool,
+        arguments.work / "autoencoder.pt",
+    )
+
+
+def run_denoiser(arguments: argparse.Namespace) -> None:
+    """Train the denoiser and its text encoder."""
+    workers.run_workers(
+        denoiser.train,
+        arguments.workers,
+        arguments.work / arguments.pool,
+        arguments.work / "denoiser.pt",
+        arguments.denoiser_minutes,
+        arguments.seed,
+    )
+
+
+def run_export(arguments: argparse.Namespace) -> None:
+    """Write the weights that the pack loads."""
+    recipe = {
+        "made_by": f"tools/train_demo.py --seed {arguments.seed} --scenes {arguments.scenes}",
+        "hardware": f"{arguments.workers} CPU cores, {platform.machine()}, bf16 autocast, no GPU",
+        "license": "weights CC0-1.0; code GPL-3.0-or-later",
+        **json.loads(arguments.note),
+    }
+    export.export(
+        arguments.work / "autoencoder.pt",
+        arguments.work / "denoiser.pt",
+        arguments.work / arguments.pool,
+        arguments.weights,
+        recipe,
+    )
+
+
+def run_evaluate(arguments: argparse.Namespace) -> None:
+    """Print how well the exported model does on held-out scenes."""
+    results = {"autoencoder": measure.measure_autoencoder(arguments.weights, arguments.count)}
+    sheet = arguments.work / "samples.png"
+    results["samples"] = measure.measure_samples(arguments.weights, arguments.count, sheet)
+    print(json.dumps(results, indent=2))
 
 
 if __name__ == "__main__":

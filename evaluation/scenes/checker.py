@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import permutations
+from itertools import permutations, product
 
 import numpy as np
 from PIL import Image
@@ -22,6 +22,7 @@ COLOUR_ERROR = 45.0  # levels off that an object's colour may be
 LEAST_AREA = 200  # pixels of an object; a smaller patch of DEBRIS pixels or more is a mistake
 DEBRIS = 40
 TEMPLATE = 32
+SLACK = 2  # pixels that blur may have taken off a tip
 LEAST_OVERLAP = 0.8  # intersection over union with the shape's template
 NEAR = 12.0  # pixels between the middles of an object and of the one expected
 
@@ -189,26 +190,35 @@ def _read_object(picture: np.ndarray, distance: np.ndarray, patch: np.ndarray) -
     # an edge lies where a pixel is half object, half background
     solid = patch & (distance > 0.5 * np.median(distance[inner]))
     rows, columns = np.flatnonzero(solid.any(1)), np.flatnonzero(solid.any(0))
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
+    box = (columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)
     return FoundObject(
         colour if errors[colour] < COLOUR_ERROR else None,
-        _read_shape(solid[top:bottom, left:right]),
-        float(left + right) / 2,
-        float(top + bottom) / 2,
+        _read_shape(solid, box),
+        float(box[0] + box[2]) / 2,
+        float(box[1] + box[3]) / 2,
     )
 
 
-def _read_shape(mask: np.ndarray) -> str | None:
-    """Name the shape whose template overlaps a mask most, both stretched to 32 x 32."""
-    size = (TEMPLATE, TEMPLATE)
-    picture = Image.fromarray(mask.astype(np.float32))
-    stretched = np.asarray(picture.resize(size, Image.Resampling.BOX))
-    aspect = mask.shape[1] / mask.shape[0]
-    overlaps = {}
-    for shape in SHAPES:
-        template, expected, _ = _template(shape)
-        overlap = np.minimum(stretched, template).sum() / np.maximum(stretched, template).sum()
-        overlaps[shape] = float(overlap) if 0.8 < aspect / expected < 1.25 else 0.0
+def _read_shape(mask: np.ndarray, box: tuple[int, int, int, int]) -> str | None:
+    """Name the shape whose template overlaps a mask most, both stretched to 32 x 32.
+
+    Blur takes the last pixels off thin tips and so moves the box: each of its sides (left, top,
+    right, bottom) may lie up to two pixels further out.
+    """
+    picture = Image.fromarray(np.pad(mask, SLACK).astype(np.float32))
+    overlaps = dict.fromkeys(SHAPES, 0.0)
+    for left, top, right, bottom in product(range(SLACK + 1), repeat=4):
+        corners = (box[0] + SLACK - left, box[1] + SLACK - top,
+                   box[2] + SLACK + right, box[3] + SLACK + bottom)  # fmt: skip
+        stretched = np.asarray(picture.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX, corners))
+        aspect = (corners[2] - corners[0]) / (corners[3] - corners[1])
+        for shape in SHAPES:
+            template, expected, _ = _template(shape)
+            if 0.8 < aspect / expected < 1.25:
+                # with weights in [0, 1]: union is the sum less the intersection
+                shared = np.minimum(stretched, template).sum()
+                union = stretched.sum() + template.sum() - shared
+                overlaps[shape] = max(overlaps[shape], float(shared / union))
     best = max(overlaps, key=overlaps.get)
     return best if overlaps[best] >= LEAST_OVERLAP else None
 

@@ -55,7 +55,7 @@ def train(rank: int, count: int, pool: Path, checkpoint: Path, minutes: float, s
 
 def to_pixels(pictures: np.ndarray) -> Tensor:
     """Turn uint8 "batch height width 3" into "batch 3 height width" in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
+    return torch.from_numpy(np.array(pictures)).permute(0, 3, 1, 2) / 127.5 - 1
 
 
 def _draw_batch(pictures: np.ndarray, size: int) -> Tensor:
