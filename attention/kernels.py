@@ -10,7 +10,7 @@ from .rows import SOURCE_COND, TARGET_COND, RowLayout
 from .rules import CrossRule, SelfRule
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
-"""(q, k, v) -> out, each "rows tokens heads*dim"; the host's fused attention with its heads bound."""
+"""(q, k, v) -> out, each "rows tokens heads*dim"; fused attention, its heads bound."""
 
 
 def self_rows(layout: RowLayout, part: str, rules: dict[str, SelfRule]) -> list[int] | None:
@@ -49,7 +49,7 @@ def tile_tokens(matrix: Tensor, tokens: int, dim: int, share: bool) -> Tensor:
         return matrix
     if tokens % length:
         raise PlanError(
-            f"the prompt has {length} tokens but the model was given {tokens}; another node changed "
+            f"the prompt has {length} tokens but the model got {tokens}; another node changed "
             "the conditioning: feed the Edit-Sampler the Prompt-Pair's own outputs"
         )
     repeats = tokens // length
@@ -57,7 +57,9 @@ def tile_tokens(matrix: Tensor, tokens: int, dim: int, share: bool) -> Tensor:
     return tiled / repeats if share else tiled
 
 
-def edit_values(rule: CrossRule, v: Tensor, source_tokens: int) -> tuple[Tensor | None, Tensor | None]:
+def edit_values(
+    rule: CrossRule, v: Tensor, source_tokens: int
+) -> tuple[Tensor | None, Tensor | None]:
     """Return W V and diag(w) V for the target's values; None for a term that is zero.
 
     v: "rows target_tokens channels"; source_tokens: length of the source's keys.

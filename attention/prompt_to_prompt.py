@@ -81,7 +81,7 @@ class PromptToPrompt:
         if not bool(gates[facts.start_step :].any()) and facts.start_step >= self_steps.stop:
             raise PlanError(
                 "P2P-Controller would do nothing: neither the cross nor the self window covers a "
-                f"step (steps {facts.start_step} to {facts.steps - 1} are run); raise cross_replace "
+                f"step (steps {facts.start_step} to {facts.steps - 1} run); raise cross_replace "
                 "or self_replace, or remove the node"
             )
         return PreparedPromptToPrompt(

@@ -37,7 +37,7 @@ class RowLayout:
     def range(self, role: Role) -> range:
         """Return the row numbers of a role; KeyError if the batch does not hold it."""
         if role not in self.roles:
-            raise KeyError(f"no {role} rows in this batch (it has {', '.join(map(str, self.roles))})")
+            raise KeyError(f"no {role} rows in this batch ({', '.join(map(str, self.roles))})")
         start = self.roles.index(role) * self.images
         return range(start, start + self.images)
 

@@ -1,4 +1,4 @@
-"""What a controller asks of one attention layer at one step. Values only; nothing is computed here."""
+"""What a controller asks of one attention layer at one step. Values only, no computation."""
 
 from typing import NamedTuple
 

@@ -20,7 +20,7 @@ class Denoise(Protocol):
 
 
 class EditState(NamedTuple):
-    """After one step: its number (0 is the noisiest), the level reached, both latents, target x0."""
+    """After one step: its number (0: the noisiest), the level reached, both latents, target x0."""
 
     step: int
     sigma: Tensor

@@ -1,4 +1,4 @@
-"""The errors Retrace raises on purpose; every message says what was expected, what came, what to do.
+"""The errors Retrace raises on purpose; a message says what was expected, what came, what to do.
 
 RetraceError (a ValueError)
 ├── ScheduleError        noise levels that do not make a schedule

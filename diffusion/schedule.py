@@ -10,7 +10,7 @@ from .errors import ScheduleError
 
 
 def to_sigma(abar: Tensor) -> Tensor:
-    """Convert cumulative alpha to the noise level of x = x0 + sigma eps: sqrt((1 - abar) / abar)."""
+    """Convert cumulative alpha to the level of x = x0 + sigma eps: sqrt((1 - abar) / abar)."""
     return ((1 - abar) / abar).sqrt()
 
 
@@ -20,7 +20,7 @@ def to_abar(sigma: Tensor) -> Tensor:
 
 
 def scaled_linear_abar(steps: int = 1000, start: float = 0.00085, end: float = 0.012) -> Tensor:
-    """Return Stable Diffusion's cumulative alphas, float64 "steps" (betas linear in their roots)."""
+    """Return Stable Diffusion's cumulative alphas, float64 "steps" (roots of beta are linear)."""
     betas = torch.linspace(start**0.5, end**0.5, steps, dtype=torch.float64) ** 2
     return torch.cumprod(1 - betas, dim=0)
 
@@ -62,7 +62,7 @@ def check_grid(sigmas: Tensor) -> Tensor:
     """
     if sigmas.ndim != 1 or len(sigmas) < 2:
         raise ScheduleError(
-            f"a schedule needs one dimension and at least two noise levels, got {list(sigmas.shape)}"
+            f"a schedule needs one dimension and at least two levels, got {list(sigmas.shape)}"
         )
     grid = sigmas.detach().to("cpu", torch.float32)
     if not bool(torch.isfinite(grid).all()):

@@ -1,4 +1,4 @@
-"""How the branches of an edit step down: one class a solver, chosen by the trajectory's name for it.
+"""How the branches of an edit step down: one class a solver, named by the trajectory.
 
 A solver asks for guided predictions of all branches at once, because some couple them.
 """

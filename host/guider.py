@@ -1,4 +1,4 @@
-"""A host guider that evaluates rows: any mix of roles, each with its own latent and cond, at once."""
+"""A host guider that evaluates rows: any mix of roles, each with its own latent and cond."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple

@@ -1,4 +1,4 @@
-"""What Retrace needs to know of the host's MODEL: its kind, its noise levels, its attention layers."""
+"""What Retrace needs to know of the host's MODEL: kind, noise levels, attention layers."""
 
 from typing import Any
 
@@ -56,13 +56,13 @@ def check_model(model: Any, trajectory: Trajectory) -> ModelFacts:
 def describe(facts: ModelFacts) -> str:
     """Say what a model is, for error messages."""
     return (
-        f"{facts.family.partition(':')[0]} ({facts.prediction}-prediction, {facts.channels}-channel "
-        f"{facts.latent_format} latents)"
+        f"{facts.family.partition(':')[0]} ({facts.prediction}-prediction, "
+        f"{facts.channels}-channel {facts.latent_format} latents)"
     )
 
 
 def check_latent(latent: dict, facts: ModelFacts) -> Tensor:
-    """Return the samples of a LATENT, float32 "batch channels height width", or raise LatentError."""
+    """Return the samples of a LATENT, float32 "batch channels height width"; else LatentError."""
     samples = latent.get("samples") if isinstance(latent, dict) else None
     if not isinstance(samples, Tensor) or getattr(samples, "is_nested", False):
         raise LatentError("expected an image LATENT; audio and video latents cannot be inverted")
@@ -78,8 +78,8 @@ def check_latent(latent: dict, facts: ModelFacts) -> Tensor:
         )
     if not bool(torch.isfinite(samples).all()):
         raise LatentError(
-            "the latent contains NaN or Inf; the VAE probably overflowed in fp16: try --fp32-vae or "
-            "another VAE"
+            "the latent contains NaN or Inf; the VAE probably overflowed in fp16: try --fp32-vae "
+            "or another VAE"
         )
     if min(samples.shape) == 0:
         raise LatentError(f"the latent is empty: {list(samples.shape)}")

@@ -24,7 +24,7 @@ class InvertDDIM(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The checkpoint's model; controllers are ignored."),
                 io.Conditioning.Input("positive", tooltip="Source prompt: what the photo shows."),
-                io.Latent.Input("latent", tooltip="The encoded photo; a batch is inverted at once."),
+                io.Latent.Input("latent", tooltip="The encoded photo, or a batch of them."),
                 io.Int.Input("steps", default=50, min=1, max=1000,
                              tooltip="Steps from image to noise; the edit takes as many."),
                 io.Combo.Input("schedule", options=list(SCHEDULES), default="diffusers",
@@ -34,13 +34,13 @@ class InvertDDIM(io.ComfyNode):
                                )),
                 io.Float.Input("cfg", default=1.0, min=1.0, max=30.0, step=0.1, round=0.01,
                                tooltip=(
-                                   "Guidance during inversion; 1 turns it off and is what the papers "
-                                   "use. Above 2 the round trip degrades fast."
+                                   "Guidance during inversion; 1 turns it off and is what the "
+                                   "papers use. Above 2 the round trip degrades fast."
                                )),
                 io.Combo.Input("evaluate_at", options=["next", "current"], default="next",
                                tooltip=(
-                                   "Under which noise level the model is asked at each step: 'next' "
-                                   "is the published convention, 'current' the plain Euler step."
+                                   "Under which noise level the model is asked at each step: "
+                                   "'next' is the published convention, 'current' the plain Euler step."
                                )),
                 io.Int.Input("refine", default=0, min=0, max=50,
                              tooltip=(
@@ -82,8 +82,8 @@ class InvertDirectInversion(io.ComfyNode):
             node_id="RetraceInvertDirectInversion",
             display_name="Invert-DirectInversion",
             description=(
-                "Pins the source branch of the edit to the trajectory, so that the original is kept "
-                "exactly and the target stays free (Ju et al. 2023, Direct Inversion)."
+                "Pins the source branch of the edit to the trajectory, so that the original is "
+                "kept exactly and the target stays free (Ju et al. 2023, Direct Inversion)."
             ),
             search_aliases=["pnp inversion", "direct inversion"],
             inputs=[

@@ -49,6 +49,7 @@ def comfy():
             import comfy.sd
             import comfy.supported_models
             import latent_preview
+
             import nodes
 
             assert latent_preview and nodes
