@@ -31,6 +31,18 @@ class SourceRule(NamedTuple):
         return self.scale if self.pinned and step % self.interval == 0 else 0.0
 
 
+class NullRule(NamedTuple):
+    """How an edit uses a trajectory's null embeddings.
+
+    target: whether the target branch uses them too (the published way) or keeps the negative
+    prompt ("single branch", an ablation of Ju et al. 2023). entry: whose pooled vector and other
+    conditions go with them, "negative" or "source" (negative-prompt inversion).
+    """
+
+    target: bool = True
+    entry: str = "negative"
+
+
 class ModelFacts(NamedTuple):
     """What a trajectory has to know of the model that made it, to refuse another.
 
@@ -63,6 +75,7 @@ class _Fields(NamedTuple):
     noises: Tensor | None
     extras: tuple[tuple[str, Tensor], ...]
     report: tuple[tuple[str, Any], ...]
+    null_rule: NullRule
 
 
 class Trajectory(_Fields):
@@ -80,6 +93,7 @@ class Trajectory(_Fields):
     noises: "steps batch channels height width" or None (stochastic inversions), same order.
     extras: named tensors that one solver needs (for example EDICT's second latent).
     report: pairs for people: seconds, row-forwards, residuals.
+    null_rule: how the null embeddings are used.
     A tuple, so that the host's cache can weigh its tensors.
     Raises: TrajectoryError when shapes or levels do not fit together.
     """
@@ -102,6 +116,7 @@ class Trajectory(_Fields):
         noises: Tensor | None = None,
         extras: tuple[tuple[str, Tensor], ...] = (),
         report: tuple[tuple[str, Any], ...] = (),
+        null_rule: NullRule = NullRule(),  # noqa: B008  frozen
     ) -> "Trajectory":
         sigmas = check_grid(sigmas)
         if latents.ndim != 5 or len(latents) != len(sigmas):
@@ -134,6 +149,7 @@ class Trajectory(_Fields):
             None if noises is None else _freeze(noises),
             tuple((name, _freeze(t)) for name, t in extras),
             tuple(report),
+            null_rule,
         )
 
     @property
