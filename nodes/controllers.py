@@ -33,8 +33,8 @@ class P2PController(io.ComfyNode):
                                round=0.01,
                                tooltip=(
                                    "Fraction of the steps, from the noisy end, in which the "
-                                   "source's word maps are used; 0 turns it off. Low for textures, high for "
-                                   "keeping the layout."
+                                   "source's word maps are used; 0 turns it off. Low for "
+                                   "textures, high for keeping the layout."
                                )),
                 io.Float.Input("self_replace", default=0.6, min=0.0, max=1.0, step=0.05, round=0.01,
                                tooltip=(

@@ -40,7 +40,8 @@ class InvertDDIM(io.ComfyNode):
                 io.Combo.Input("evaluate_at", options=["next", "current"], default="next",
                                tooltip=(
                                    "Under which noise level the model is asked at each step: "
-                                   "'next' is the published convention, 'current' the plain Euler step."
+                                   "'next' is the published convention, 'current' the plain "
+                                   "Euler step."
                                )),
                 io.Int.Input("refine", default=0, min=0, max=50,
                              tooltip=(
