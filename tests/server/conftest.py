@@ -41,7 +41,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
     home = tmp_path_factory.mktemp("server")
     host = Host(Path(sys.executable), tree, home)
-    with Server(host, home / "base", home / "server.log", cpu=True) as running:
+    arguments = ("--disable-api-nodes",)
+    with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
         yield running
 
 

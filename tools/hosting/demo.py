@@ -5,15 +5,17 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import subprocess
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from workflow_api import Prompt, to_api
 
-from .client import Run
+from .client import Client, Run
 from .errors import HostError
 from .layout import REPOSITORY, Host
 from .pictures import add_missing_pictures, picture_nodes
@@ -22,6 +24,7 @@ from .server import Server
 from .setup import find_host
 
 RESULTS = ("source", "reconstruction", "edit", "mask", "exact", "keep", "sheet")
+ROW_FORWARDS = re.compile(r"^row-forwards: (\d+)$", re.MULTILINE)
 STAGES = {  # what the report calls the time spent in a node, by the beginning of its type
     "RetraceInvert": "inversion",
     "RetraceEditSampler": "edit",
@@ -67,10 +70,6 @@ PARAMETERS = (
     ),
     Parameter("--word-windows", "RetraceP2PController", "word_windows", str, "windows by word"),
     Parameter("--reweight", "RetraceP2PController", "reweight", str, "weights by word"),
-    Parameter("--blend-source", "RetraceP2PController", "blend_source", str, "blend: source words"),
-    Parameter("--blend-target", "RetraceP2PController", "blend_target", str, "blend: target words"),
-    Parameter("--blend-threshold", "RetraceP2PController", "blend_threshold", float, "0 to 1"),
-    Parameter("--blend-start", "RetraceP2PController", "blend_start", float, "part of the steps"),
 )
 
 
@@ -113,37 +112,60 @@ def run_demo(options: argparse.Namespace, progress: Progress) -> int:
     host = find_host(progress)
     progress.seconds["set-up"] = time.monotonic() - began
     scene = prepare_source(host, options, workflow, out, progress)
-    texts = {"source": options.source, "target": options.target}
-    with progress.stage("server start"):
-        server = Server(
-            host, host.base, out / "server.log", port=options.port, cpu=options.cpu or None
-        ).__enter__()
-    with server:
+    with ExitStack() as stack:
+        with progress.stage("server start"):
+            server = stack.enter_context(
+                Server(
+                    host,
+                    host.base,
+                    out / "server.log",
+                    port=options.port,
+                    cpu=options.cpu or None,
+                    arguments=("--disable-api-nodes",),  # they need the network and 2 s
+                )
+            )
         server.check_pack()
-        prompt = to_api(workflow, server.client.object_info())
-        for parameter in PARAMETERS:
-            value = getattr(options, parameter.name)
-            if value is not None:
-                set_input(prompt, parameter.node, parameter.input, value)
-        set_input(prompt, "LoadImage", "image", server.client.upload_image(out / "source.png"))
-        texts = {name: get_input(prompt, "RetracePromptPair", name) for name in texts}
-        add_missing_pictures(prompt)
+        prompt = build_prompt(server.client, workflow, options, out / "source.png")
+        texts = {
+            name: get_input(prompt, "RetracePromptPair", name) for name in ("source", "target")
+        }
         progress.say(f'editing on the {"CPU" if server.cpu else "GPU"}: "{texts["source"]}"')
         progress.say(f'  to "{texts["target"]}"')
         run = server.client.run(prompt, Show(prompt, progress), timeout=3600)
-        pictures = {"source": str(out / "source.png")}
-        for name, node in picture_nodes(prompt).items():
-            file = out / f"{name}.png"
-            file.write_bytes(server.client.download(run.outputs[node]["images"][0]))
-            pictures[name] = str(file)
+        pictures = download(server.client, prompt, run, out)
     report = finish(host, out, pictures, texts, scene)
     before = {name: progress.seconds[name] for name in ("set-up", "server start")}
     report["seconds"] = {**before, **seconds_by_stage(prompt, run)}
     report["seconds"]["in all"] = time.monotonic() - began
-    report["notes"] = notes(run)
+    report["notes"] = notes(prompt, run)
+    report["row-forwards"] = row_forwards(report["notes"])
     (out / "report.json").write_text(json.dumps(report, indent=1, default=str), encoding="utf-8")
     print_report(report, progress)
     return 0
+
+
+def build_prompt(
+    client: Client, workflow: dict[str, Any], options: argparse.Namespace, image: Path
+) -> Prompt:
+    """Return the workflow in the API form with the options and the uploaded image in it."""
+    prompt = to_api(workflow, client.object_info())
+    for parameter in PARAMETERS:
+        value = getattr(options, parameter.name)
+        if value is not None:
+            set_input(prompt, parameter.node, parameter.input, value)
+    set_input(prompt, "LoadImage", "image", client.upload_image(image))
+    add_missing_pictures(prompt)
+    return prompt
+
+
+def download(client: Client, prompt: Prompt, run: Run, out: Path) -> dict[str, str]:
+    """Write the pictures of a run into a folder; return name -> file, the source among them."""
+    pictures = {"source": str(out / "source.png")}
+    for name, node in picture_nodes(prompt).items():
+        file = out / f"{name}.png"
+        file.write_bytes(client.download(run.outputs[node]["images"][0]))
+        pictures[name] = str(file)
+    return pictures
 
 
 def read_workflow(file: Path) -> dict[str, Any]:
@@ -164,7 +186,7 @@ def prepare_source(
         options.source = options.source or scene["source_text"]
         options.target = options.target or scene["target_text"]
         return {} if edited else scene  # the exact target belongs to the scene's own edit
-    demo_model = any(node.get("type") == "RetraceDemoModel" for node in workflow.get("nodes", []))
+    demo_model = "RetraceDemoModel" in json.dumps(workflow)
     size = options.size or (128 if demo_model else 512)
     request = {"image": str(options.image), "file": str(out / "source.png"), "size": size}
     fitted = imaging(host, "prepare", {**request, "square": demo_model})
@@ -257,15 +279,26 @@ def seconds_by_stage(prompt: Prompt, run: Run) -> dict[str, float]:
     return stages
 
 
-def notes(run: Run) -> list[str]:
-    """Return what the nodes report as text, such as the Edit-Sampler's row-forwards."""
-    texts = (shown.get("text", []) for shown in run.outputs.values())
-    return [line for text in texts for line in "\n".join(map(str, text)).splitlines() if line]
+def notes(prompt: Prompt, run: Run) -> dict[str, list[str]]:
+    """Return node title -> the lines that the node reports, such as its row-forwards."""
+    said = {}
+    for node, shown in run.outputs.items():
+        lines = "\n".join(map(str, shown.get("text", []))).splitlines()
+        if lines and node in prompt:
+            said[prompt[node].get("_meta", {}).get("title") or prompt[node]["class_type"]] = lines
+    return said
+
+
+def row_forwards(said: dict[str, list[str]]) -> dict[str, int]:
+    """Return node title -> row-forwards, for the nodes that report them."""
+    found = {title: ROW_FORWARDS.search("\n".join(lines)) for title, lines in said.items()}
+    return {title: int(match[1]) for title, match in found.items() if match}
 
 
 def print_report(report: dict[str, Any], progress: Progress) -> None:
     """Print the figures."""
     progress.say("")
+    progress.say("report")
     for name, seconds in report["seconds"].items():
         progress.say(f"  {name:<28}{seconds:8.1f} s")
     progress.say(f"  {'PSNR of the reconstruction':<28}{decibels(report.get('reconstruction'))}")
@@ -273,8 +306,10 @@ def print_report(report: dict[str, Any], progress: Progress) -> None:
     progress.say(f"  {'PSNR outside the edit':<28}{decibels(report.get('outside'))}{meaning}")
     if "exact" in report:
         progress.say(f"  {'PSNR to the perfect edit':<28}{decibels(report['exact'])}")
-    for line in report["notes"]:
-        progress.say(f"  {line}")
+    rows = report["row-forwards"]
+    if rows:
+        parts = ", ".join(f"{title} {count}" for title, count in rows.items())
+        progress.say(f"  {'row-forwards':<28}{sum(rows.values()):8d}      ({parts})")
     progress.say(f"look at {report['sheet']}")
 
 
