@@ -1,0 +1,96 @@
+"""The arrows between rooms: who may import whom, and that the pure rooms need no ComfyUI."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+ROOMS = ("nodes", "host", "attention", "diffusion", "evaluation", "demo")
+MAY_IMPORT = {
+    "nodes": {"nodes", "host", "attention", "diffusion", "evaluation", "demo"},
+    "host": {"host", "attention", "diffusion"},
+    "attention": {"attention", "diffusion"},
+    "diffusion": {"diffusion"},
+    "evaluation": {"evaluation"},
+    "demo": {"demo", "evaluation"},
+}
+HOST_PACKAGES = ("comfy", "comfy_extras", "nodes", "folder_paths", "latent_preview", "execution",
+                 "node_helpers", "server", "comfy_execution")
+
+
+def modules() -> list[Path]:
+    return sorted(path for room in ROOMS for path in (ROOT / room).rglob("*.py"))
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
+    """Yield (absolute name inside the pack or package name, inside the pack?, at import time?)."""
+    package = list(path.relative_to(ROOT).parts[:-1])
+    tree = ast.parse(path.read_text())
+    lazy = {
+        id(node)
+        for function in ast.walk(tree)
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef)
+        for node in ast.walk(function)
+    }
+    for node in ast.walk(tree):
+        now = id(node) not in lazy
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, False, now) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module or "", False, now
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1]
+            if node.module:
+                yield ".".join([*base, node.module]), True, now
+            else:
+                yield from ((".".join([*base, alias.name]), True, now) for alias in node.names)
+
+
+@pytest.mark.parametrize("path", modules(), ids=lambda path: str(path.relative_to(ROOT)))
+def test_imports_follow_the_arrows(path):
+    room = path.relative_to(ROOT).parts[0]
+    for name, inside, at_import in imports(path):
+        top = name.partition(".")[0]
+        if inside:
+            assert top in MAY_IMPORT[room], f"{room} must not import {name}"
+        elif top in HOST_PACKAGES:
+            lazy_demo = room == "demo" and not at_import
+            assert room == "host" or lazy_demo, f"{room} must not import {name}"
+        elif top == "comfy_api":
+            assert room in ("host", "nodes"), f"{room} must not import {name}"
+
+
+PURE = """
+import sys
+class Blocked:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {blocked!r}:
+            raise ImportError("blocked: " + name)
+sys.meta_path.insert(0, Blocked())
+sys.path.insert(0, {tools!r})
+from pack import load_pack
+load_pack()
+import importlib
+for name in {names!r}:
+    importlib.import_module(name)
+"""
+
+
+def test_the_pure_rooms_import_with_no_comfyui():
+    names = [
+        "retrace." + ".".join(path.relative_to(ROOT).with_suffix("").parts)
+        for room in ("diffusion", "attention")
+        for path in sorted((ROOT / room).rglob("*.py"))
+        if path.name != "__init__.py"
+    ]
+    code = PURE.format(
+        blocked=(*HOST_PACKAGES, "comfy_api"), tools=str(ROOT / "tools"), names=names
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT / "tests"
+    )
+    assert done.returncode == 0, done.stderr
