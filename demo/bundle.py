@@ -33,7 +33,8 @@ def load_demo(path: Path = WEIGHTS) -> DemoModel:
     Raises: FileNotFoundError if the weights are not there.
     """
     # nodes run in inference mode: weights made there could never take part in a backward pass
-    with torch.inference_mode(False), torch.no_grad():
+    # and the networks' first random weights shall not move the user's generator
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         weights = read_weights(path)
         return DemoModel(_build_model(weights), _build_clip(weights), _build_vae(weights))
 
@@ -43,7 +44,7 @@ def read_weights(path: Path = WEIGHTS) -> dict[str, Tensor]:
     if not path.is_file():
         raise FileNotFoundError(f"the demo model's weights are not at {path}: reinstall the pack")
     with safe_open(path, "pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        tensors = {name: file.get_tensor(name) for name in file.keys()}
     return {n: t.to(DTYPE) if t.is_floating_point() else t for n, t in tensors.items()}
 
 

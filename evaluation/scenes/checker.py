@@ -24,6 +24,7 @@ DEBRIS = 40
 TEMPLATE = 32
 SLACK = 2  # pixels that blur may have taken off a tip
 LEAST_OVERLAP = 0.8  # intersection over union with the shape's template
+CLEAR_OVERLAP = 0.9  # no need to look further
 NEAR = 12.0  # pixels between the middles of an object and of the one expected
 
 
@@ -206,21 +207,33 @@ def _read_shape(mask: np.ndarray, box: tuple[int, int, int, int]) -> str | None:
     right, bottom) may lie up to two pixels further out.
     """
     picture = Image.fromarray(np.pad(mask, SLACK).astype(np.float32))
-    overlaps = dict.fromkeys(SHAPES, 0.0)
-    for left, top, right, bottom in product(range(SLACK + 1), repeat=4):
-        corners = (box[0] + SLACK - left, box[1] + SLACK - top,
-                   box[2] + SLACK + right, box[3] + SLACK + bottom)  # fmt: skip
-        stretched = np.asarray(picture.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX, corners))
-        aspect = (corners[2] - corners[0]) / (corners[3] - corners[1])
-        for shape in SHAPES:
-            template, expected, _ = _template(shape)
-            if 0.8 < aspect / expected < 1.25:
-                # with weights in [0, 1]: union is the sum less the intersection
-                shared = np.minimum(stretched, template).sum()
-                union = stretched.sum() + template.sum() - shared
-                overlaps[shape] = max(overlaps[shape], float(shared / union))
-    best = max(overlaps, key=overlaps.get)
-    return best if overlaps[best] >= LEAST_OVERLAP else None
+    best = dict.fromkeys(SHAPES, 0.0)
+    for out in sorted(product(range(SLACK + 1), repeat=4), key=sum):
+        corners = (box[0] - out[0], box[1] - out[1], box[2] + out[2], box[3] + out[3])
+        for shape, overlap in _overlaps(picture, corners).items():
+            best[shape] = max(best[shape], overlap)
+        if max(best.values()) > CLEAR_OVERLAP:
+            break  # nothing was taken off
+    shape = max(best, key=best.get)
+    return shape if best[shape] >= LEAST_OVERLAP else None
+
+
+def _overlaps(picture: Image.Image, corners: tuple[int, int, int, int]) -> dict[str, float]:
+    """Give intersection over union with the template of each shape about as wide for its height.
+
+    picture: a mask with SLACK pixels around it. corners: left, top, right, bottom in the mask.
+    """
+    box = tuple(side + SLACK for side in corners)
+    stretched = np.asarray(picture.resize((TEMPLATE, TEMPLATE), Image.Resampling.BOX, box))
+    aspect = (box[2] - box[0]) / (box[3] - box[1])
+    overlaps = {}
+    for shape in SHAPES:
+        template, expected, _ = _template(shape)
+        if 0.8 < aspect / expected < 1.25:
+            # with weights in [0, 1]: the union is the sum less the intersection
+            shared = np.minimum(stretched, template).sum()
+            overlaps[shape] = float(shared / (stretched.sum() + template.sum() - shared))
+    return overlaps
 
 
 @lru_cache(maxsize=len(SHAPES))

@@ -13,8 +13,8 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def use_host() -> None:
-    """Make `import comfy` work: COMFYUI_PATH, or the tree that tools/host.py fetched."""
-    path = os.environ.get("COMFYUI_PATH", str(ROOT / ".host" / "ComfyUI"))
+    """Make `import comfy` work: RETRACE_COMFYUI, or the tree that tools/host.py fetched."""
+    path = os.environ.get("RETRACE_COMFYUI", str(ROOT / ".host" / "ComfyUI"))
     if path not in sys.path:
         sys.path.insert(1, path)
     if not torch.cuda.is_available():
