@@ -11,6 +11,7 @@ class RetraceExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
             demo.DemoModel,
+            demo.DemoScene,
             prompts.PromptPair,
             invert.InvertDDIM,
             invert.InvertDirectInversion,

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..demo.scenes import SCENES, as_image, as_mask
 from . import types
 
 
@@ -31,3 +32,45 @@ class DemoModel(io.ComfyNode):
         from ..demo.bundle import load_demo
 
         return io.NodeOutput(*load_demo())
+
+
+class DemoScene(io.ComfyNode):
+    """Demo-Scene."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return types.schema(
+            node_id="RetraceDemoScene",
+            display_name="Demo-Scene",
+            description=(
+                "A drawn picture for the Demo-Model with its prompts and the exact result of one "
+                "edit; takes the place of Load Image while trying the nodes."
+            ),
+            search_aliases=["retrace example image", "test image"],
+            inputs=[
+                io.Combo.Input("scene", options=list(SCENES), default="colour",
+                               tooltip="Which picture, named by what its edit changes."),
+            ],
+            outputs=[
+                io.Image.Output("image", display_name="image",
+                                tooltip="The picture, 128 x 128 pixels."),
+                io.String.Output("source", display_name="source",
+                                 tooltip="What it shows, in the words the Demo-Model knows."),
+                io.String.Output("target", display_name="target",
+                                 tooltip="What it should show after the edit."),
+                io.Image.Output("exact", display_name="exact",
+                                tooltip="What a perfect edit looks like, to compare with."),
+                io.Mask.Output("changed", display_name="changed",
+                               tooltip="Where a perfect edit differs from the picture."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, scene) -> io.NodeOutput:
+        shown = SCENES[scene]
+        return io.NodeOutput(
+            as_image(shown.image),
+            *shown.prompts,
+            as_image(shown.exact),
+            as_mask(shown.changed),
+        )

@@ -15,8 +15,17 @@ SCHEMA_FIELDS = {field.name for field in dataclasses.fields(io.Schema)}
 
 
 def schema(**fields: Any) -> io.Schema:
-    """Make a node schema, leaving out fields that an older host does not know."""
+    """Make a node schema, leaving out fields that an older host does not know.
+
+    The host wants ids that differ between inputs and outputs; an output called like an input (a
+    MODEL that goes through) keeps its name for people and gets an id of its own.
+    """
     fields.setdefault("category", CATEGORY)
+    taken = {given.id for given in fields.get("inputs", ())}
+    for output in fields.get("outputs", ()):
+        if output.id in taken:
+            output.display_name = output.display_name or output.id
+            output.id = f"{output.id}_out"
     return io.Schema(**{name: value for name, value in fields.items() if name in SCHEMA_FIELDS})
 
 
