@@ -1,13 +1,13 @@
 """Edited attention on the values, by whatever fused attention the caller has. No map is built."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
 
 from ..diffusion.errors import PlanError
-from .rows import SOURCE_COND, TARGET_COND, RowLayout
-from .rules import CrossRule, SelfRule
+from .rows import SOURCE_COND, TARGET_COND, Role, RowLayout
+from .rules import CrossRule, KeyMask, SelfRule
 
 Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each "rows tokens heads*dim"; fused attention, its heads bound."""
@@ -24,10 +24,19 @@ def self_rows(layout: RowLayout, part: str, rules: dict[str, SelfRule]) -> list[
         if role.branch != "target" or rule is None or getattr(rule, part) == "target":
             continue
         start = layout.range(role).start
-        origin = layout.range(role._replace(branch=getattr(rule, part))).start
+        origin = layout.range(Role(getattr(rule, part), rule.source_half or role.half)).start
         for image in range(layout.images):
             rows[start + image] = origin + image
     return None if rows == list(range(layout.rows)) else rows
+
+
+def residual_rows(layout: RowLayout) -> list[int]:
+    """Return from which row each row takes a residual feature: targets from the source's cond."""
+    rows = list(range(layout.rows))
+    for role in layout.roles:
+        if role.branch == "target":
+            rows[layout.slice(role)] = layout.range(SOURCE_COND)
+    return rows
 
 
 def take_rows(x: Tensor, rows: Sequence[int] | None) -> Tensor:
@@ -77,16 +86,23 @@ def edit_values(
 
 
 def edited_cross_attention(
-    q: Tensor, k: Tensor, v: Tensor, layout: RowLayout, rule: CrossRule, attention: Attention
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RowLayout,
+    rule: CrossRule,
+    attention: Attention,
+    replayed: tuple[Tensor, Tensor] | None = None,
 ) -> Tensor:
     """Cross-attention of a batch in which the target's conditional rows are edited by `rule`.
 
     q: "rows pixels channels"; k, v: "rows tokens channels"; returned: like q.
+    replayed: the source's queries and keys, "images ..." each, when its rows are not in the batch.
     Source: Hertz et al. 2022 (arXiv:2208.01626), Alg. 1 and Sec. 3.2, with the map's edit moved
     to the values: (M_s W + M_t diag(w)) V = M_s (W V) + M_t (diag(w) V).
     One call of `attention` with one row more per image only when both terms are present.
     """
-    target, source = layout.slice(TARGET_COND), layout.slice(SOURCE_COND)
+    target = layout.slice(TARGET_COND)
     mapped, weighted = edit_values(rule, v[target], k.shape[1])
     if mapped is None and weighted is None:
         out = attention(q, k, v)
@@ -95,7 +111,10 @@ def edited_cross_attention(
     if mapped is None:
         v = replace_rows(v, target, weighted)
         return attention(q, k, v)
-    q_in, k_in = replace_rows(q, target, q[source]), replace_rows(k, target, k[source])
+    if replayed is None:
+        source = layout.slice(SOURCE_COND)
+        replayed = q[source], k[source]
+    q_in, k_in = replace_rows(q, target, replayed[0]), replace_rows(k, target, replayed[1])
     v_in = replace_rows(v, target, mapped)
     if weighted is None:
         return attention(q_in, k_in, v_in)
@@ -109,3 +128,48 @@ def edited_cross_attention(
 def replace_rows(x: Tensor, rows: slice, values: Tensor) -> Tensor:
     """Return x with some rows replaced; x is not written to."""
     return torch.cat([x[: rows.start], values.to(x.dtype), x[rows.stop :]])
+
+
+def masked_self_attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    layout: RowLayout,
+    halves: Collection[str],
+    mask: KeyMask,
+    attention: Attention,
+) -> Tensor:
+    """Self-attention whose target rows see foreground and background keys apart.
+
+    q, k, v: "rows tokens channels"; halves: whose target rows are meant.
+    Source: Cao et al. 2023 (arXiv:2304.08465), Sec. 3.3, mask-guided mutual self-attention.
+    Changed: keys are left out of the call instead of masked, so any fused attention will do and
+    no mask of queries x keys exists; a side without keys sees all of them, not a uniform mix.
+    """
+    edited = [
+        list(layout.range(role))
+        for role in layout.roles
+        if role.branch == "target" and role.half in halves
+    ]
+    if not edited:
+        return attention(q, k, v)
+    others = sorted(set(range(layout.rows)) - {row for rows in edited for row in rows})
+    out = torch.empty_like(q)
+    if others:
+        out[others] = attention(q[others], k[others], v[others])
+    shared = len(mask.source) == 1
+    for image in range(1 if shared else layout.images):
+        rows = [row for half in edited for row in (half if shared else half[image : image + 1])]
+        sides = []
+        for side in (mask.source[image], ~mask.source[image]):
+            keys = side.nonzero()[:, 0].to(k.device) if bool(side.any()) else slice(None)
+            sides.append(attention(q[rows], k[rows][:, keys], v[rows][:, keys]))
+        target = mask.target if len(mask.target) == 1 else mask.target[row_images(rows, layout)]
+        weight = target.to(out)[:, :, None]
+        out[rows] = sides[1] + weight * (sides[0] - sides[1])
+    return out
+
+
+def row_images(rows: Sequence[int], layout: RowLayout) -> list[int]:
+    """Return the image of each row."""
+    return [row % layout.images for row in rows]

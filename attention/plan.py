@@ -1,14 +1,18 @@
 """What was asked of attention (EditPlan, frozen) and its resolution for one run (Control)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
 from ..diffusion.errors import PlanError
-from .rules import FREE, CrossRule, SelfRule
-from .sites import Site
+from .rules import FREE, CrossRule, KeyMask, Probe, SelfRule
+from .sites import ResidualBlock, Site
+from .store import AttentionStore
+
+Halves = Mapping[str, tuple[Tensor, Tensor | None]]
+"""(cond, uncond) denoised predictions by branch; uncond is None where it equals cond."""
 
 
 @dataclass(frozen=True)
@@ -17,6 +21,8 @@ class RunFacts:
 
     steps: of the whole trajectory; start_step: the first that is run. height, width: of the
     latent. sites: every attention layer of the live model, in call order.
+    latents: the trajectory's states, "steps+1 batch channels height width", clean first.
+    halves: guidance halves that are evaluated; no "uncond" at guidance scale 1.
     """
 
     steps: int
@@ -25,6 +31,8 @@ class RunFacts:
     width: int
     images: int
     sites: tuple[Site, ...]
+    latents: Tensor | None = None
+    halves: tuple[str, ...] = ("cond", "uncond")
 
     @property
     def latent_tokens(self) -> int:
@@ -57,6 +65,31 @@ class Control:
         """Return the edit of a cross-attention (conditional half) at this step, or None."""
         return None
 
+    def residuals(self, step: int) -> frozenset[ResidualBlock]:
+        """Return the residual blocks whose target rows take the source's output at this step."""
+        return frozenset()
+
+    def probe(self, step: int, site: Site) -> Probe | None:
+        """Return which columns of a cross-attention's map to read at this step, or None."""
+        return None
+
+    def observe(
+        self, step: int, site: Site, source: Tensor | None, target: Tensor | None
+    ) -> None:
+        """Take what was asked for by `probe`: "images queries columns" of both branches."""
+
+    def masks_keys(self, site: Site) -> bool:
+        """Return whether `key_mask` may ask anything of a self-attention in this run."""
+        return False
+
+    def key_mask(self, step: int, site: Site) -> KeyMask | None:
+        """Return the foreground of a self-attention (both halves) at this step, or None."""
+        return None
+
+    def guidance(self, step: int, sigma: Tensor, halves: Halves) -> Halves:
+        """Return the predictions that guidance mixes, changed as the controller asks."""
+        return halves
+
     def after_step(
         self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor
     ) -> Tensor:
@@ -74,15 +107,36 @@ class Controller(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class EditPlan:
-    """The controllers on a model, in the order in which they were added; frozen."""
+    """The controllers on a model, in the order in which they were added; frozen.
+
+    store: recorded attention of the source, read instead of source rows.
+    """
 
     controllers: tuple[Controller, ...] = ()
+    store: AttentionStore | None = None
 
     def __deepcopy__(self, memo: dict) -> "EditPlan":
         return self
 
+    @property
+    def reads_attention(self) -> bool:
+        """Whether a controller acts on attention layers (proximal guidance, for one, does not)."""
+        return any(getattr(controller, "on_attention", True) for controller in self.controllers)
+
     def with_controller(self, controller: Controller) -> "EditPlan":
-        return EditPlan((*self.controllers, controller))
+        return EditPlan((*self.controllers, controller), self.store)
+
+    def with_store(self, store: AttentionStore) -> "EditPlan":
+        """Return the plan with recorded attention for all its controllers.
+
+        Raises: PlanError if another store is there already.
+        """
+        if self.store is not None and self.store is not store:
+            raise PlanError(
+                "two controllers were given different attention stores; one run reads one store: "
+                "capture what both need together"
+            )
+        return EditPlan(self.controllers, store)
 
     def prepare(self, facts: RunFacts) -> tuple[Control, ...]:
         """Resolve every controller and refuse contradictions.

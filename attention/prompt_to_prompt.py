@@ -8,8 +8,9 @@ from torch import Tensor
 
 from ..diffusion.errors import PlanError
 from .alignment import TokenMap, make_token_map
+from .local_blend import LocalBlend, PreparedLocalBlend
 from .plan import Control, RunFacts
-from .rules import CrossRule, SelfRule
+from .rules import CrossRule, Probe, SelfRule
 from .sites import Site
 from .tokens import TokenizedPrompt
 from .windows import Window, check_window, token_gates, window_steps
@@ -42,6 +43,7 @@ class PromptToPrompt:
       inside the cross window (1 changes nothing, negative suppresses).
     self_tokens: self-attention layers with more image tokens than this are left alone; None
       scales the published limit of 32 x 32 (a quarter of the latent's pixels) to the image.
+    blend: words outside whose region the source is kept, or None.
     """
 
     prompts: PromptPair
@@ -51,6 +53,7 @@ class PromptToPrompt:
     word_windows: tuple[tuple[str, Window], ...] = ()
     reweight: tuple[tuple[str, float], ...] = ()
     self_tokens: int | None = None
+    blend: LocalBlend | None = None
 
     name = "P2P-Controller"
 
@@ -61,6 +64,8 @@ class PromptToPrompt:
             self.prompts.target.span(word)
         for word, _ in self.reweight:
             self.prompts.target.span(word)
+        if self.blend is not None:
+            self.blend.check(self.prompts.source, self.prompts.target)
 
     def __deepcopy__(self, memo: dict) -> "PromptToPrompt":
         return self
@@ -78,14 +83,16 @@ class PromptToPrompt:
         sites = frozenset(
             site for site in facts.sites if site.kind == "self" and facts.tokens(site) <= limit
         )
-        if not bool(gates[facts.start_step :].any()) and facts.start_step >= self_steps.stop:
+        idle = not bool(gates[facts.start_step :].any()) and facts.start_step >= self_steps.stop
+        if idle and self.blend is None:
             raise PlanError(
                 "P2P-Controller would do nothing: neither the cross nor the self window covers a "
                 f"step (steps {facts.start_step} to {facts.steps - 1} run); raise cross_replace "
                 "or self_replace, or remove the node"
             )
+        blend = self.blend and self.blend.prepare(pair.source, pair.target, facts)
         return PreparedPromptToPrompt(
-            token_map, gates, equalizer(pair.target, self.reweight), self_steps, sites
+            token_map, gates, equalizer(pair.target, self.reweight), self_steps, sites, blend
         )
 
 
@@ -109,10 +116,16 @@ class PreparedPromptToPrompt(Control):
         equalizer: Tensor,
         self_steps: range,
         self_sites: frozenset[Site],
+        blend: PreparedLocalBlend | None = None,
     ) -> None:
         self.token_map, self.gates, self.equalizer = token_map, gates, equalizer
         self.self_steps, self.self_sites = self_steps, self_sites
+        self.blend = blend
         self._cross_rules: dict[int, CrossRule | None] = {}
+
+    @property
+    def blends(self) -> bool:
+        return self.blend is not None
 
     def self_rule(self, step: int, site: Site, half: str) -> SelfRule | None:
         if half == "cond" and step in self.self_steps and site in self.self_sites:
@@ -125,6 +138,22 @@ class PreparedPromptToPrompt(Control):
             rule = cross_rule(self.token_map, gate, self.equalizer) if bool(gate.any()) else None
             self._cross_rules[step] = rule
         return self._cross_rules[step]
+
+    def probe(self, step: int, site: Site) -> Probe | None:
+        return self.blend.probe if self.blend and site in self.blend.sites else None
+
+    def observe(
+        self, step: int, site: Site, source: Tensor | None, target: Tensor | None
+    ) -> None:
+        self.blend.observe(source, target)
+
+    def after_step(
+        self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor
+    ) -> Tensor:
+        return target if self.blend is None else self.blend.apply(step, source, target)
+
+    def blend_mask(self) -> Tensor | None:
+        return None if self.blend is None else self.blend.mask
 
 
 def cross_rule(token_map: TokenMap, gate: Tensor, equalizer: Tensor) -> CrossRule:

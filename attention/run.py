@@ -5,12 +5,27 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..diffusion.errors import HostError
-from .kernels import Attention, edited_cross_attention, self_rows, take_rows
-from .plan import Control, RunFacts, merge_cross_rules, merge_self_rules
-from .rows import SOURCE_COND, SOURCE_UNCOND, TARGET_COND, Role, RowLayout
-from .rules import FREE, CrossRule, SelfRule
-from .sites import Site
+from ..diffusion.errors import HostError, PlanError
+from .kernels import (
+    Attention,
+    edited_cross_attention,
+    masked_self_attention,
+    residual_rows,
+    self_rows,
+    take_rows,
+)
+from .plan import Control, Halves, RunFacts, merge_cross_rules, merge_self_rules
+from .probes import probe_maps
+from .replay import (
+    check_recorded,
+    replayed_cross_inputs,
+    replayed_probe_inputs,
+    replayed_self_inputs,
+)
+from .rows import SOURCE_COND, TARGET_COND, Role, RowLayout
+from .rules import FREE, CrossRule, KeyMask, Probe, SelfRule
+from .sites import ResidualBlock, Site
+from .store import AttentionStore, Slot
 
 
 class EditRun:
@@ -20,13 +35,18 @@ class EditRun:
     its hooks, and `end` after it.
     """
 
-    def __init__(self, facts: RunFacts, controls: Sequence[Control]) -> None:
-        self.facts, self.controls = facts, tuple(controls)
+    def __init__(
+        self, facts: RunFacts, controls: Sequence[Control], store: AttentionStore | None = None
+    ) -> None:
+        """store: recorded attention that is read in place of source rows."""
+        self.facts, self.controls, self.store = facts, tuple(controls), store
         self.step = -1
         self.layout: RowLayout | None = None
         self._cross: dict[Site, CrossRule | None] = {}
         self._self: dict[Site, dict[str, SelfRule]] = {}
-        self._reached: set[Site] = set()
+        self._probes: dict[Site, list[tuple[Control, Probe]]] = {}
+        self._residuals: frozenset[ResidualBlock] = frozenset()
+        self._reached: set[Site | ResidualBlock] = set()
 
     def rules_at(self, step: int) -> None:
         """Resolve all rules of a step (once per step)."""
@@ -45,24 +65,78 @@ class EditRun:
                 continue
             rules = {
                 half: rule
-                for half in ("cond", "uncond")
+                for half in self.facts.halves
                 if (rule := merge_self_rules(self.controls, step, site, half)) != FREE
             }
             if rules:
                 self._self[site] = rules
+        self._probes = {
+            site: probes
+            for site in self.facts.sites
+            if site.kind == "cross"
+            and (probes := [(c, p) for c in self.controls if (p := c.probe(step, site))])
+        }
+        self._residuals = frozenset().union(*(c.residuals(step) for c in self.controls))
 
     def source_roles(self, step: int) -> set[Role]:
-        """Return the source rows that somebody reads at a step."""
+        """Return the source rows that somebody reads at a step; none when they are recorded."""
+        if self.store is not None:
+            return set()
         self.rules_at(step)
         roles = set()
         if any(rule.from_source is not None for rule in self._cross.values()):
             roles.add(SOURCE_COND)
+        if any(p.source is not None for probes in self._probes.values() for _, p in probes):
+            roles.add(SOURCE_COND)
+        if self._residuals:
+            roles.add(SOURCE_COND)
         for rules in self._self.values():
-            if "cond" in rules:
-                roles.add(SOURCE_COND)
-            if "uncond" in rules:
-                roles.add(SOURCE_UNCOND)
+            for half, rule in rules.items():
+                roles.add(Role("source", rule.source_half or half))
         return roles
+
+    def recorded_slots(self, step: int) -> set[Slot]:
+        """Return what the rules of a step read of the source, as a store addresses it."""
+        self.rules_at(step)
+        read = {site for site, rule in self._cross.items() if rule.from_source is not None}
+        slots = {Slot(part, site) for site in read | set(self._probes) for part in ("query", "key")}
+        for site, rules in self._self.items():
+            halves = {rule.source_half or half for half, rule in rules.items()}
+            slots |= {Slot("hidden", site, half) for half in halves}
+        return slots
+
+    def check_store(self) -> None:
+        """Raise PlanError before the run if the store lacks something that will be read."""
+        if self.store is None:
+            return
+        if self.residual_blocks():
+            raise PlanError(
+                "an attention store holds no convolutional features, which PnP-Controller reads: "
+                "set feature_fraction to 0 or disconnect the attention input"
+            )
+        steps = range(self.facts.start_step, self.facts.steps)
+        check_recorded(self.store, {step: self.recorded_slots(step) for step in steps})
+
+    def self_sites(self) -> set[Site]:
+        """Return the self-attention layers that a rule acts on at any step of the run."""
+        found = set()
+        for step in range(self.facts.start_step, self.facts.steps):
+            self.rules_at(step)
+            found |= set(self._self)
+        return found
+
+    def masked_sites(self) -> set[Site]:
+        """Return the self-attention layers whose keys a control may mask."""
+        return {
+            site
+            for site in self.facts.sites
+            if site.kind == "self" and any(c.masks_keys(site) for c in self.controls)
+        }
+
+    def residual_blocks(self) -> set[ResidualBlock]:
+        """Return the residual blocks that a control acts on at any step of the run."""
+        steps = range(self.facts.start_step, self.facts.steps)
+        return {block for c in self.controls for step in steps for block in c.residuals(step)}
 
     def last_source_step(self) -> int:
         """Return the last step at which source rows are read; -1 if there is none."""
@@ -96,7 +170,8 @@ class EditRun:
         layout, self.layout = self.layout, None
         if layout is None or not layout.has(TARGET_COND):
             return
-        missed = (set(self._self) | set(self._cross)) - self._reached
+        wanted = {*self._self, *self._cross, *self._probes, *self._residuals}
+        missed = wanted - self._reached
         if missed:
             names = ", ".join(sorted(map(str, missed))[:4])
             raise HostError(
@@ -129,6 +204,10 @@ class EditRun:
         }
         if not rules:
             return query, key, value
+        if self.store is not None:
+            return replayed_self_inputs(
+                self.store, self.layout, site, self.step, rules, (query, key, value)
+            )
         rows = {part: self_rows(self.layout, part, rules) for part in ("query", "key", "value")}
         return (
             take_rows(query, rows["query"]),
@@ -146,7 +225,61 @@ class EditRun:
         rule = self._cross.get(site)
         if rule is None or not self.layout.has(TARGET_COND):
             return attention(q, k, v)
-        return edited_cross_attention(q, k, v, self.layout, rule, attention)
+        replayed = None
+        if self.store is not None and rule.from_source is not None:
+            *replayed, k, v = replayed_cross_inputs(self.store, site, self.step, q, k, v)
+        return edited_cross_attention(q, k, v, self.layout, rule, attention, replayed)
+
+    def observe(
+        self, site: Site, q: Tensor, k: Tensor, attention: Attention, heads: int
+    ) -> None:
+        """Read the columns that controls ask of a cross-attention and hand them over.
+
+        q, k: "rows tokens heads*dim", projected.
+        """
+        if self.layout is None or not self.layout.has(TARGET_COND):
+            return
+        rule, layout = self._cross.get(site), self.layout
+        if self.store is not None and site in self._probes:
+            q, k, layout = replayed_probe_inputs(self.store, site, self.step, q, k, layout)
+        for control, probe in self._probes.get(site, ()):
+            maps = probe_maps(q, k, layout, rule, probe, attention, heads)
+            control.observe(self.step, site, *maps)
+
+    def self_attention(
+        self, site: Site, q: Tensor, k: Tensor, v: Tensor, attention: Attention
+    ) -> Tensor:
+        """Return a self-attention's output, foreground and background keys apart if asked.
+
+        q, k, v: "rows tokens channels", projected from what `self_inputs` returned.
+        """
+        mask = self.key_mask(site)
+        if mask is None:
+            return attention(q, k, v)
+        return masked_self_attention(q, k, v, self.layout, self._self[site], mask, attention)
+
+    def key_mask(self, site: Site) -> KeyMask | None:
+        """Return the key mask of a self-attention in this call, if there is one."""
+        if self.layout is None or site not in self._self:
+            return None
+        masks = (control.key_mask(self.step, site) for control in self.controls)
+        return next((mask for mask in masks if mask is not None), None)
+
+    def residual(self, block: ResidualBlock, h: Tensor) -> Tensor:
+        """Return a residual branch's output with the target's rows taken from the source.
+
+        h: "rows channels height width".
+        """
+        if self.layout is None or block not in self._residuals:
+            return h
+        self._reached.add(block)
+        return take_rows(h, residual_rows(self.layout))
+
+    def guidance(self, step: int, sigma: Tensor, halves: Halves) -> Halves:
+        """Let every control change what guidance mixes, in order."""
+        for control in self.controls:
+            halves = control.guidance(step, sigma, halves)
+        return halves
 
     def after_step(
         self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor

@@ -3,6 +3,8 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from ..diffusion.errors import BlockSelectionError
+
 
 class Site(NamedTuple):
     """One attention layer.
@@ -27,6 +29,73 @@ class Site(NamedTuple):
         return f"{self.kind} {self.stage}.{self.index}.{self.sub_index}"
 
 
+class ResidualBlock(NamedTuple):
+    """The residual branch of one convolutional block of a UNet, as the host addresses it."""
+
+    stage: str
+    index: int
+
+    def __str__(self) -> str:
+        return f"residual {self.stage}.{self.index}"
+
+
 def count(sites: Sequence[Site], kind: str) -> int:
     """Return how many layers of a kind there are."""
     return sum(site.kind == kind for site in sites)
+
+
+def nearest_grid(sites: Sequence[Site], downsample: int) -> frozenset[Site]:
+    """Return the encoder's and decoder's cross-attention layers whose grid is nearest to 1/n.
+
+    The middle block is left out, as in the published codes, unless there is nothing else. Of two
+    equally near grids the finer one is taken.
+    """
+    cross = [site for site in sites if site.kind == "cross"]
+    cross = [site for site in cross if site.stage != "middle"] or cross
+    if not cross:
+        return frozenset()
+    best = min(
+        {site.downsample for site in cross},
+        key=lambda down: (max(down, downsample) / min(down, downsample), down),
+    )
+    return frozenset(site for site in cross if site.downsample == best)
+
+
+def select_sites(sites: Sequence[Site], kind: str = "all", text: str = "") -> tuple[Site, ...]:
+    """Return the layers of a kind ("all", "self", "cross") that a text names.
+
+    text: terms separated by commas, empty for all: addresses or their beginnings ("output",
+      "output.5", "middle.0.0"), or numbers in call order ("10", "10-15").
+    Raises: BlockSelectionError naming what there is.
+    """
+    wanted = [site for site in sites if kind in ("all", site.kind)]
+    terms = [term.strip().lower() for term in text.split(",") if term.strip()]
+    found: set[Site] = set()
+    for term in terms:
+        matches = {site for site in wanted if matches_term(site, term)}
+        if not matches:
+            raise BlockSelectionError(
+                f"no attention layer matches {term!r}; this model's {kind} layers are "
+                f"{describe_sites(wanted)}"
+            )
+        found |= matches
+    selected = tuple(site for site in wanted if not terms or site in found)
+    if not selected:
+        raise BlockSelectionError(f"this model has no {kind}-attention layers to select from")
+    return selected
+
+
+def matches_term(site: Site, term: str) -> bool:
+    """Whether a layer is meant by one term of a selection."""
+    first, dash, last = term.partition("-")
+    if first.isdigit() and (last.isdigit() if dash else True):
+        return int(first) <= site.order <= int(last if dash else first)
+    address = f"{site.stage}.{site.index}.{site.sub_index}."
+    return address.startswith(f"{term}.")
+
+
+def describe_sites(sites: Sequence[Site]) -> str:
+    """List layers for people: addresses, and the range of their numbers."""
+    places = dict.fromkeys(f"{site.stage}.{site.index}" for site in sites)
+    last = max((site.order for site in sites), default=-1)
+    return f"{', '.join(places) or 'none'} (numbers 0 to {last} in call order)"

@@ -1,5 +1,6 @@
 """The Edit-Sampler's run: branches, rows, guidance and blends on the host's model."""
 
+import logging
 import time
 from collections.abc import Collection
 from typing import Any, NamedTuple
@@ -19,19 +20,26 @@ from ..attention.rows import (
     RowLayout,
 )
 from ..attention.run import EditRun
+from ..attention.store import AttentionStore
 from ..diffusion.edit import edit
 from ..diffusion.errors import LatentError, TrajectoryError
 from ..diffusion.inversion import from_level
 from ..diffusion.solvers import Branches
 from ..diffusion.trajectory import Trajectory
-from .attach import attach_unet
-from .conditioning import check_conditioning
+from .attach import attach_unet, foreign_self, residual_hooks
+from .capture import check_store
+from .conditioning import check_conditioning, single_entry
 from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
 from .model import attention_sites, check_model
 
 PLAN = "retrace_plan"
 """Key in transformer_options under which controller nodes leave the frozen EditPlan."""
+
+PIXELS_PER_LATENT = 8
+"""Image pixels per side of a latent's pixel, where the host's latent format does not say."""
+
+log = logging.getLogger(__name__)
 
 ROW_ORDER = (TARGET_UNCOND, SOURCE_UNCOND, SOURCE_COND, TARGET_COND)
 
@@ -44,7 +52,7 @@ CONDS = {
 
 
 class EditResult(NamedTuple):
-    """Edited and source LATENT samples, the blend mask [batch height width], and the report."""
+    """Edited and source LATENT samples, the mask [batch height width] in pixels, the report."""
 
     edited: Tensor
     source: Tensor
@@ -57,10 +65,12 @@ def get_plan(model: Any) -> EditPlan:
     return model.model_options.get("transformer_options", {}).get(PLAN, EditPlan())
 
 
-def with_controller(model: Any, controller: Any) -> Any:
-    """Return a clone of a MODEL that carries one controller more."""
+def with_controller(model: Any, controller: Any, store: AttentionStore | None = None) -> Any:
+    """Return a clone of a MODEL that carries one controller more, and recorded attention."""
     clone = model.clone()
     plan = get_plan(model).with_controller(controller)
+    if store is not None:
+        plan = plan.with_store(store)
     clone.model_options["transformer_options"][PLAN] = plan
     return clone
 
@@ -81,6 +91,7 @@ class EditSampler(comfy.samplers.Sampler):
         self.guider, self.trajectory, self.run = guider, trajectory, run
         self.cfg, self.source_until, self.mask = cfg, source_until, mask
         self.source: Tensor | None = None
+        self.source_embedding: Tensor | None = None
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
@@ -94,16 +105,17 @@ class EditSampler(comfy.samplers.Sampler):
             check_interrupted()
             return self.denoise(x, sigma, step, wanted, options)
 
-        for state in edit(
-            trajectory,
-            denoise,
-            device=noise.device,
-            start_step=start,
-            source_until=self.source_until,
-            after_step=self.after_step,
-        ):
-            if callback is not None:
-                callback(state.step - start, state.denoised, state.target, total)
+        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
+            for state in edit(
+                trajectory,
+                denoise,
+                device=noise.device,
+                start_step=start,
+                source_until=self.source_until,
+                after_step=self.after_step,
+            ):
+                if callback is not None:
+                    callback(state.step - start, state.denoised, state.target, total)
         if state.source is not None:
             self.source = from_level(state.source, state.sigma, trajectory.model.flow)
         return from_level(state.target, state.sigma, trajectory.model.flow)
@@ -115,36 +127,46 @@ class EditSampler(comfy.samplers.Sampler):
         roles = self.run.source_roles(step)
         for branch in wanted:
             roles.add(Role(branch, "cond"))
-            if self.cfg != 1:
+            if self.cfg != 1 and not (branch == "source" and self.unguided_source(step, sigma)):
                 roles.add(Role(branch, "uncond"))
-        null = self.trajectory.null_embeddings
-        rows = [
-            Rows(
-                role,
-                CONDS[role],
-                x[role.branch],
-                null[step] if null is not None and role.half == "uncond" else None,
-            )
-            for role in ROW_ORDER
-            if role in roles
-        ]
+        rows = [self.row(role, x[role.branch], step) for role in ROW_ORDER if role in roles]
         images = len(x["target"])
         self.run.begin(step, RowLayout(tuple(row.role for row in rows), images))
         out = self.guider.denoise_rows(rows, sigma, options)
         self.run.end()
+        halves = {
+            branch: (out[Role(branch, "cond")], out.get(Role(branch, "uncond")))
+            for branch in wanted
+        }
         guided = {}
-        for branch in wanted:
-            cond = out[Role(branch, "cond")]
+        for branch, (cond, uncond) in self.run.guidance(step, sigma, halves).items():
             name = CONDS[Role(branch, "cond")]
             guided[branch] = (
                 cond
-                if self.cfg == 1
+                if uncond is None
                 else self.guider.guide(
-                    cond, out[Role(branch, "uncond")], self.cfg, x[branch], sigma, options,
-                    (name, "negative"),
+                    cond, uncond, self.cfg, x[branch], sigma, options, (name, "negative")
                 )
             )
         return guided
+
+    def row(self, role: Role, x: Tensor, step: int) -> Rows:
+        """Return what a role is evaluated on: its cond, or the trajectory's null embedding."""
+        null, rule = self.trajectory.null_embeddings, self.trajectory.null_rule
+        if null is None or role.half == "cond" or (role.branch == "target" and not rule.target):
+            return Rows(role, CONDS[role], x)
+        return Rows(role, rule.entry, x, null[step])
+
+    def unguided_source(self, step: int, sigma: Tensor) -> bool:
+        """Whether the source's null embedding is its own prompt, so that guidance cancels out."""
+        null, rule = self.trajectory.null_embeddings, self.trajectory.null_rule
+        if null is None or rule.entry != "source":
+            return False
+        if self.source_embedding is None:
+            entry = single_entry("source", self.guider.conds["source"], sigma)
+            self.source_embedding = entry["model_conds"]["c_crossattn"].cond.float().cpu()
+        own = self.source_embedding
+        return own.shape[1:] == null.shape[2:] and bool((null[step] == own).all())
 
     def after_step(
         self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor
@@ -189,9 +211,14 @@ def run_edit(
         height=trajectory.clean.shape[2],
         width=trajectory.clean.shape[3],
         images=trajectory.batch,
-        sites=attention_sites(model) if plan.controllers else (),
+        sites=attention_sites(model) if plan.reads_attention else (),
+        latents=trajectory.latents,
+        halves=("cond",) if cfg == 1 else ("cond", "uncond"),
     )
-    run = EditRun(run_facts, plan.prepare(run_facts))
+    run = EditRun(run_facts, plan.prepare(run_facts), plan.store)
+    if plan.store is not None:
+        check_store(plan.store, trajectory, conds.get("negative"))
+        run.check_store()
     latent_mask = None if mask is None else fit_mask(mask, trajectory.clean)
     needs_source = reconstruct or latent_mask is not None or run.blends
     source_until = trajectory.steps if needs_source else run.last_source_step() + 1
@@ -212,8 +239,39 @@ def run_edit(
         "steps": trajectory.steps - start_step,
         "source": "pinned" if trajectory.source_rule.pinned else "free",
         "prediction": facts.prediction,
+        **shared_layers(model, run),
     }
-    return EditResult(edited, source, run.mask(latent_mask), report)
+    acted = run.mask(latent_mask)
+    if run.blends:
+        report["blend_area"] = blend_area(acted)
+    return EditResult(edited, source, to_image_size(model, acted), report)
+
+
+def shared_layers(model: Any, run: EditRun) -> dict[str, str]:
+    """Return a report entry for self-attention that another pack replaces too, and warn."""
+    owners = foreign_self(model.model_options, run)
+    if not owners:
+        return {}
+    note = ", ".join(f"{name} ({layers} layers)" for name, layers in owners.items())
+    log.warning("self-attention fed by controllers is also replaced by %s", note)
+    return {"also_replaces_self_attention": note}
+
+
+def blend_area(mask: Tensor) -> float:
+    """Return the fraction of the picture that the blend let change; warn when it is nothing."""
+    area = float(mask.mean())
+    if area == 0:
+        log.warning(
+            "LocalBlend found no region, so the edit is the source; lower blend_threshold or "
+            "choose other words"
+        )
+    return area
+
+
+def to_image_size(model: Any, mask: Tensor) -> Tensor:
+    """Enlarge a mask "batch height width" from the latent's to the image's size."""
+    ratio = getattr(model.model.latent_format, "spatial_downscale_ratio", PIXELS_PER_LATENT)
+    return F.interpolate(mask[:, None], scale_factor=ratio, mode="nearest")[:, 0]
 
 
 def fit_mask(mask: Tensor, clean: Tensor) -> Tensor:

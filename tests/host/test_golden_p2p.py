@@ -47,6 +47,9 @@ EDITS = [
     ("directinversion+p2p__swap_replace", True, {}),
     ("directinversion+p2p__swap_replace_eq", True, {}),
     ("directinversion+p2p__refine", True, {}),
+    ("directinversion+p2p__swap_replace_blend@th", True, {}),
+    ("directinversion+p2p__refine_blend_eq@th", True, {}),
+    ("ddim+p2p__refine_blend@sub", False, {}),
     ("ddim+p2p__swap_replace", False, {}),
     ("ddim+p2p__refine", False, {}),
     ("ablation_directinversion_04+p2p__swap_replace", True, {"scale": 0.4}),
@@ -72,6 +75,7 @@ def test_edit_equals_the_published_one(name, pinned, rule, tiny3, golden, clip, 
         self_replace=(0.0, kwargs["self_replace_steps"]),
         reweight=tuple(zip(equalizer["words"], equalizer["values"], strict=True)),
         self_tokens=32 * 32,
+        blend=golden_blend(kwargs.get("blend_word"), facts.get("localblend_overrides", {})),
     )
     trajectory = inverted.replace(source_rule=SourceRule(pinned=pinned, **rule))
     result = run_edit(
@@ -84,3 +88,29 @@ def test_edit_equals_the_published_one(name, pinned, rule, tiny3, golden, clip, 
     final = tensors["edit_final"]
     assert rms(result.source * SCALE, final[:1]) <= 5e-4
     assert rms(result.edited * SCALE, final[1:]) <= 5e-4
+    if controller.blend is not None:
+        mask = golden_mask(tensors["lb_masks"], bool(controller.blend.subtract))
+        assert torch.equal(result.mask[:, ::8, ::8], mask)
+
+
+def golden_blend(words, overrides):
+    """Return the LocalBlend of a golden case, or None."""
+    from retrace.attention.local_blend import LocalBlend
+
+    if words is None:
+        return None
+    region, subtract = overrides.get("th", (0.3, 0.3))
+    return LocalBlend(
+        source=tuple(words[0]),
+        target=tuple(words[1]),
+        subtract=tuple(dict.fromkeys(w for s in overrides.get("substruct_words", []) for w in s)),
+        threshold=region,
+        subtract_threshold=subtract,
+    )
+
+
+def golden_mask(masks, subtract):
+    """Return the last step's mask of the target row, "images height width"."""
+    if not subtract:
+        return masks[-1, 1:, 0]
+    return (masks[-2, 1:, 0] > 0).float() * (masks[-1, 1:, 0] == 0).float()
