@@ -1,0 +1,18 @@
+"""Parameters that all methods of a comparison share."""
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Settings:
+    """One set of parameters for every method that is compared.
+
+    cross, self_: fractions of the steps of Prompt-to-Prompt's windows. blend: LocalBlend's
+    threshold.
+    """
+
+    steps: int = 50
+    cfg: float = 5.0
+    cross: float = 0.4
+    self_: float = 0.6
+    blend: float = 0.3
