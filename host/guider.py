@@ -41,19 +41,20 @@ class RowGuider(comfy.samplers.CFGGuider):
     ) -> dict[Role, Tensor]:
         """Return the denoised prediction of every role in one model call.
 
-        rows: in batch order, each x "images channels height width"; sigma: "".
+        rows: in batch order, each x "images channels height width".
+        sigma: "", or "images" for images at levels of their own.
         """
         images = len(rows[0].x)
         layout = RowLayout(tuple(row.role for row in rows), images)
         names = [row.cond for row in rows]
-        entries = [single_entry(name, self.conds[name], sigma) for name in names]
+        entries = [single_entry(name, self.conds[name], sigma.flatten()[0]) for name in names]
         merged = merge_entries(names, entries, images, [row.embedding for row in rows])
         x = torch.cat([row.x for row in rows])
         out = comfy.samplers.calc_cond_batch(
             self.inner_model,
             [[merged]],
             x,
-            sigma.to(x).expand(len(x)),
+            sigma.to(x).expand(images).repeat(len(rows)),
             with_layout(model_options, layout),
         )[0]
         self.row_forwards += layout.rows

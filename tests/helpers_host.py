@@ -63,3 +63,14 @@ class TokenizerOnly:
 def rms(a: torch.Tensor, b: torch.Tensor) -> float:
     """Root mean square difference."""
     return float((a.double() - b.double()).pow(2).mean().sqrt())
+
+
+SMALL_UNET = {
+    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32,
+    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "transformer_depth": [1, 1],
+    "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1, "num_heads": 4,
+    "num_head_channels": -1, "use_spatial_transformer": True, "context_dim": 64,
+    "use_linear_in_transformer": False, "legacy": False, "adm_in_channels": None,
+    "use_temporal_attention": False, "dtype": "torch.float32",
+}  # fmt: skip
+"""Stable Diffusion's architecture with two levels: 7 self- and 7 cross-attention layers."""

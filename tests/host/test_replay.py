@@ -1,0 +1,175 @@
+"""Edits replayed from an attention store equal live edits and cost target rows only."""
+
+import pytest
+import torch
+from helpers_host import SMALL_UNET, TokenizerOnly, conditioning, make_unet_model
+
+pytestmark = pytest.mark.host
+
+STEPS = 6
+SOURCE, TARGET = "a cat on a bench", "a dog on a wooden bench"
+
+
+@pytest.fixture(scope="module")
+def model(comfy):
+    return make_unet_model(SMALL_UNET)
+
+
+@pytest.fixture(scope="module")
+def prompts():
+    generator = torch.Generator().manual_seed(3)
+    names = ("source", "target", "negative")
+    return {name: conditioning(torch.randn(1, 77, 64, generator=generator)) for name in names}
+
+
+@pytest.fixture(scope="module")
+def trajectory(model, prompts):
+    from retrace.diffusion.trajectory import SourceRule
+    from retrace.host.inversion import invert
+
+    samples = torch.randn(2, 4, 16, 12, generator=torch.Generator().manual_seed(1))
+    made = invert(model, prompts["source"], {"samples": samples}, steps=STEPS)[0]
+    return made.replace(source_rule=SourceRule(pinned=True))
+
+
+@pytest.fixture(scope="module")
+def store(model, trajectory, prompts):
+    from retrace.host.capture import capture_attention
+
+    return capture_attention(model, trajectory, dtype="fp32", negative=prompts["negative"])[0]
+
+
+@pytest.fixture(scope="module")
+def pair(comfy):
+    from retrace.host.tokens import pair_prompts
+
+    return pair_prompts(TokenizerOnly(), SOURCE, TARGET)
+
+
+def p2p(pair, **changes):
+    from retrace.attention.prompt_to_prompt import PromptToPrompt
+
+    return PromptToPrompt(pair, **changes)
+
+
+def edit(model, controller, trajectory, prompts, store=None, **changes):
+    from retrace.host.editing import run_edit, with_controller
+
+    return run_edit(
+        with_controller(model, controller, store), trajectory, prompts["target"],
+        prompts["negative"], **changes,
+    )
+
+
+def close(a: torch.Tensor, b: torch.Tensor, bound: float) -> None:
+    assert float((a - b).norm()) <= bound * float(b.norm())
+
+
+def test_a_replayed_edit_equals_the_live_one(model, pair, trajectory, prompts, store):
+    live = edit(model, p2p(pair), trajectory, prompts)
+    replayed = edit(model, p2p(pair), trajectory, prompts, store)
+    close(replayed.edited, live.edited, 1e-4)
+    plain = edit(model, p2p(pair, cross_replace=(0.0, 0.2), self_replace=(0.0, 0.0)), trajectory,
+                 prompts)
+    assert float((plain.edited - live.edited).norm()) > 0.01 * float(live.edited.norm())
+
+
+def test_a_replayed_edit_costs_target_rows_only(model, pair, trajectory, prompts, store):
+    images = 2
+    live = edit(model, p2p(pair), trajectory, prompts)
+    replayed = edit(model, p2p(pair), trajectory, prompts, store)
+    assert replayed.report["row_forwards"] == STEPS * 2 * images
+    assert live.report["row_forwards"] > replayed.report["row_forwards"]
+
+
+@pytest.mark.parametrize("dtype", ["fp16", "bf16"])
+def test_a_store_of_half_precision_stays_near(model, pair, trajectory, prompts, dtype):
+    from retrace.host.capture import capture_attention
+
+    store, _ = capture_attention(model, trajectory, dtype=dtype)
+    live = edit(model, p2p(pair), trajectory, prompts)
+    replayed = edit(model, p2p(pair), trajectory, prompts, store)
+    close(replayed.edited, live.edited, 2e-2)
+
+
+def test_a_store_on_disk_gives_the_same_bits(model, pair, trajectory, prompts, store, tmp_path):
+    from retrace.host.capture import capture_attention
+
+    on_disk, _ = capture_attention(
+        model, trajectory, dtype="fp32", place="disk", folder=str(tmp_path),
+        negative=prompts["negative"],
+    )
+    first = edit(model, p2p(pair), trajectory, prompts, store)
+    second = edit(model, p2p(pair), trajectory, prompts, on_disk)
+    assert torch.equal(first.edited, second.edited)
+
+
+def test_source_and_target_prompts_may_differ_in_length(model, trajectory, prompts, store):
+    """A target of two chunks: the live batch pads the source by repetition, the replay too."""
+    from retrace.host.tokens import pair_prompts
+
+    pair = pair_prompts(TokenizerOnly(), SOURCE, TARGET + " with many words" * 30)
+    generator = torch.Generator().manual_seed(9)
+    longer = {**prompts, "target": conditioning(torch.randn(1, 154, 64, generator=generator))}
+    controller = p2p(pair, mode="refine")
+    live = edit(model, controller, trajectory, longer)
+    close(edit(model, controller, trajectory, longer, store).edited, live.edited, 1e-4)
+
+
+def test_start_step_replays_the_later_steps(model, pair, trajectory, prompts, store):
+    controller = p2p(pair, cross_replace=(0.0, 1.0))
+    live = edit(model, controller, trajectory, prompts, start_step=2)
+    replayed = edit(model, controller, trajectory, prompts, store, start_step=2)
+    close(replayed.edited, live.edited, 1e-4)
+
+
+def test_the_store_survives_further_clones_of_the_model(model, pair, store):
+    from retrace.host.editing import get_plan, with_controller
+
+    carrying = with_controller(model, p2p(pair), store)
+    assert get_plan(carrying.clone().clone()).store is store
+
+
+def test_a_store_of_another_trajectory_is_refused(model, pair, trajectory, prompts, store):
+    from retrace.diffusion.errors import TrajectoryError
+
+    other = trajectory.replace(latents=trajectory.latents * 1.0001)
+    with pytest.raises(TrajectoryError, match="another trajectory"):
+        edit(model, p2p(pair), other, prompts, store)
+
+
+def test_a_source_that_is_not_pinned_is_refused(model, pair, trajectory, prompts, store):
+    from retrace.diffusion.errors import TrajectoryError
+    from retrace.diffusion.trajectory import SourceRule
+
+    free = trajectory.replace(source_rule=SourceRule())
+    with pytest.raises(TrajectoryError, match="Invert-DirectInversion"):
+        edit(model, p2p(pair), free, prompts, store)
+
+
+def test_another_negative_prompt_is_refused(model, pair, trajectory, prompts, store):
+    from retrace.diffusion.errors import PlanError
+
+    changed = {**prompts, "negative": conditioning(prompts["negative"][0][0] * 2)}
+    with pytest.raises(PlanError, match="another negative prompt"):
+        edit(model, p2p(pair), trajectory, changed, store)
+
+
+def test_layers_that_were_not_captured_are_named(model, pair, trajectory, prompts):
+    from retrace.diffusion.errors import PlanError
+    from retrace.host.capture import capture_attention
+
+    part, _ = capture_attention(model, trajectory, kind="cross")
+    with pytest.raises(PlanError, match=r"hidden of self .* at step 1"):
+        edit(model, p2p(pair), trajectory, prompts, part)
+
+
+def test_two_different_stores_on_one_model_are_refused(model, pair, trajectory, store):
+    from retrace.diffusion.errors import PlanError
+    from retrace.host.capture import capture_attention
+    from retrace.host.editing import with_controller
+
+    other, _ = capture_attention(model, trajectory, kind="cross")
+    carrying = with_controller(model, p2p(pair), store)
+    with pytest.raises(PlanError, match="different attention stores"):
+        with_controller(carrying, p2p(pair), other)
