@@ -91,7 +91,8 @@ class Trajectory(_Fields):
     null_embeddings: "steps batch tokens dim" or None; unconditional embedding per step, step 0
       the noisiest (null-text and negative-prompt inversion).
     noises: "steps batch channels height width" or None (stochastic inversions), same order.
-    extras: named tensors that one solver needs (for example EDICT's second latent).
+    extras: named tensors that one solver needs (for example EDICT's second latent); float64 ones
+      stay float64.
     report: pairs for people: seconds, row-forwards, residuals.
     null_rule: how the null embeddings are used.
     A tuple, so that the host's cache can weigh its tensors.
@@ -147,7 +148,7 @@ class Trajectory(_Fields):
             source_rule,
             None if null_embeddings is None else _freeze(null_embeddings),
             None if noises is None else _freeze(noises),
-            tuple((name, _freeze(t)) for name, t in extras),
+            tuple((name, _freeze(t, keep_double=True)) for name, t in extras),
             tuple(report),
             null_rule,
         )
@@ -173,5 +174,6 @@ class Trajectory(_Fields):
         return self.replace(report=tuple({**dict(self.report), **entries}.items()))
 
 
-def _freeze(tensor: Tensor) -> Tensor:
-    return tensor.detach().to("cpu", torch.float32).contiguous()
+def _freeze(tensor: Tensor, keep_double: bool = False) -> Tensor:
+    double = keep_double and tensor.dtype == torch.float64
+    return tensor.detach().to("cpu", torch.float64 if double else torch.float32).contiguous()

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controllers, demo, edit, invert, prompts
+from . import controllers, demo, edit, invert, prompts, trajectories
 
 
 class RetraceExtension(ComfyExtension):
@@ -17,4 +17,6 @@ class RetraceExtension(ComfyExtension):
             invert.InvertDirectInversion,
             controllers.P2PController,
             edit.EditSampler,
+            trajectories.SaveTrajectory,
+            trajectories.LoadTrajectory,
         ]
