@@ -24,7 +24,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hosting import demo
-from hosting.errors import HostError, SetupError
+from hosting.errors import HostError, RunError, SetupError
 from hosting.layout import REPOSITORY, Host
 from hosting.progress import Progress
 from hosting.server import check_port, serve
@@ -92,6 +92,9 @@ if __name__ == "__main__":
     signal.signal(signal.SIGTERM, _terminate)
     try:
         sys.exit(main(sys.argv[1:]))
+    except RunError as error:
+        where = " (the server's traceback is in its log, server.log)" if error.traceback else ""
+        sys.exit(f"host.py: {error}{where}")
     except HostError as error:
         sys.exit(f"host.py: {error}")
     except KeyboardInterrupt:

@@ -24,6 +24,7 @@ from .server import Server
 from .setup import find_host
 
 RESULTS = ("source", "reconstruction", "edit", "mask", "exact", "keep", "sheet")
+SCENE = "RetraceDemoScene"
 ROW_FORWARDS = re.compile(r"^row-forwards: (\d+)$", re.MULTILINE)
 STAGES = {  # what the report calls the time spent in a node, by the beginning of its type
     "RetraceInvert": "inversion",
@@ -87,9 +88,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=REPOSITORY / "workflows" / "edit_word_swap.json",
         help="the workflow to run, as the page saves it",
     )
-    parser.add_argument(
-        "--size", type=int, help="shorter side in pixels that --image is brought to"
-    )
+    parser.add_argument("--size", type=int, help="side in pixels that --image is brought to")
     parser.add_argument("--out", type=Path, default=REPOSITORY / "output", help="where results go")
     parser.add_argument("--port", type=int, default=0, help="the server's port (a free one)")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
@@ -131,6 +130,10 @@ def run_demo(options: argparse.Namespace, progress: Progress) -> int:
         }
         progress.say(f'editing on the {"CPU" if server.cpu else "GPU"}: "{texts["source"]}"')
         progress.say(f'  to "{texts["target"]}"')
+        if scene and scene["prompts"] != list(texts.values()):
+            scene = {}  # the exact target belongs to the scene's own edit
+            (out / "exact.png").unlink()
+            (out / "keep.png").unlink()
         run = server.client.run(prompt, Show(prompt, progress), timeout=3600)
         pictures = download(server.client, prompt, run, out)
     report = finish(host, out, pictures, texts, scene)
@@ -153,7 +156,11 @@ def build_prompt(
         value = getattr(options, parameter.name)
         if value is not None:
             set_input(prompt, parameter.node, parameter.input, value)
-    set_input(prompt, "LoadImage", "image", client.upload_image(image))
+    if options.image:
+        for node in prompt.values():  # the user's image takes the scene's place
+            if node["class_type"] == SCENE:
+                node.update(class_type="LoadImage", inputs={"image": ""})
+        set_input(prompt, "LoadImage", "image", client.upload_image(image))
     add_missing_pictures(prompt)
     return prompt
 
@@ -178,22 +185,23 @@ def read_workflow(file: Path) -> dict[str, Any]:
 
 def prepare_source(
     host: Host, options: argparse.Namespace, workflow: dict, out: Path, progress: Progress
-) -> dict[str, str]:
-    """Write out/source.png from the user's image or the bundled scene; return what is known."""
-    if not options.image:
-        scene = imaging(host, "scene", {"folder": str(out)})
-        edited = options.source or options.target
-        options.source = options.source or scene["source_text"]
-        options.target = options.target or scene["target_text"]
-        return {} if edited else scene  # the exact target belongs to the scene's own edit
-    demo_model = "RetraceDemoModel" in json.dumps(workflow)
-    size = options.size or (128 if demo_model else 512)
-    request = {"image": str(options.image), "file": str(out / "source.png"), "size": size}
-    fitted = imaging(host, "prepare", {**request, "square": demo_model})
-    if fitted["was"] != fitted["size"]:
-        sizes = [" x ".join(map(str, fitted[key])) for key in ("was", "size")]
-        progress.say(f"the image was brought from {sizes[0]} to {sizes[1]} pixels")
-    return {}
+) -> dict[str, Any]:
+    """Write out/source.png from the user's image or the bundled scene; return the scene's facts."""
+    nodes = workflow.get("nodes") or [dict(n, type=n["class_type"]) for n in workflow.values()]
+    scenes = [node for node in nodes if node["type"] == SCENE]
+    if options.image:
+        demo_model = any(node["type"] == "RetraceDemoModel" for node in nodes)
+        size = options.size or (128 if demo_model else 512)
+        request = {"image": str(options.image), "file": str(out / "source.png"), "size": size}
+        fitted = imaging(host, "prepare", request)
+        if fitted["was"] != fitted["size"]:
+            sizes = [" x ".join(map(str, fitted[key])) for key in ("was", "size")]
+            progress.say(f"the image was cropped and resized from {sizes[0]} to {sizes[1]} pixels")
+        return {}
+    if not scenes:
+        raise HostError("this workflow has no picture of its own: name one with --image.")
+    named = scenes[0].get("widgets_values") or [scenes[0]["inputs"]["scene"]]
+    return imaging(host, "scene", {"scene": named[0], "folder": str(out)})
 
 
 def imaging(host: Host, action: str, request: dict[str, Any]) -> dict[str, Any]:
@@ -255,7 +263,7 @@ class Show:
 
 
 def finish(
-    host: Host, out: Path, pictures: dict[str, str], texts: dict[str, str], scene: dict[str, str]
+    host: Host, out: Path, pictures: dict[str, str], texts: dict[str, str], scene: dict[str, Any]
 ) -> dict[str, Any]:
     """Measure the pictures and make the sheet."""
     captions = {"source": texts["source"], "edit": texts["target"]}
@@ -280,11 +288,11 @@ def seconds_by_stage(prompt: Prompt, run: Run) -> dict[str, float]:
 
 
 def notes(prompt: Prompt, run: Run) -> dict[str, list[str]]:
-    """Return node title -> the lines that the node reports, such as its row-forwards."""
+    """Return title -> the lines that a node of this pack reports, such as its row-forwards."""
     said = {}
     for node, shown in run.outputs.items():
         lines = "\n".join(map(str, shown.get("text", []))).splitlines()
-        if lines and node in prompt:
+        if lines and prompt.get(node, {}).get("class_type", "").startswith("Retrace"):
             said[prompt[node].get("_meta", {}).get("title") or prompt[node]["class_type"]] = lines
     return said
 

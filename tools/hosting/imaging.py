@@ -1,8 +1,8 @@
 """Run by the host's own Python, which has Pillow and numpy: the pictures of the demo.
 
 `python imaging.py ACTION` reads a JSON object from stdin and prints one as its last line:
-scene    {folder} -> draws the bundled scene; gives its captions and files
-prepare  {image, file, size, square} -> a copy of a user's picture in a size that the model takes
+scene    {scene, folder} -> draws a bundled scene; gives its prompts and files
+prepare  {image, file, size} -> a copy of a user's picture in a size that the model takes
 finish   {folder, pictures, captions, keep, exact} -> the sheet, and PSNRs in dB
 """
 
@@ -16,7 +16,6 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-MULTIPLE = 64  # a latent is 8 times smaller and a UNet halves it up to three times
 MARGIN, LINE = 12, 18
 
 
@@ -27,54 +26,29 @@ def psnr(first: np.ndarray, second: np.ndarray, where: np.ndarray | None = None)
     return float("inf") if error == 0 else float(10 * np.log10(255**2 / error))
 
 
-def fit_size(width: int, height: int, size: int, square: bool) -> tuple[int, int]:
-    """Return the size to bring a picture to: the shorter side `size`, both multiples of 64."""
-    if square:
-        return size, size
-    scale = size / min(width, height)
-    return tuple(max(round(side * scale / MULTIPLE), 1) * MULTIPLE for side in (width, height))
-
-
-def make_scene(folder: str) -> dict[str, str]:
-    """Draw the bundled scene and the exact target of its edit; mark the pixels that should stay."""
+def make_scene(scene: str, folder: str) -> dict[str, str]:
+    """Draw a bundled scene and the exact target of its edit; mark the pixels that should stay."""
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
     from pack import load_pack
 
     load_pack()
-    from retrace.evaluation.scenes import (
-        Background,
-        Scene,
-        SceneObject,
-        caption,
-        edit_scene,
-        render,
-    )
+    from retrace.demo.scenes import SCENES
 
-    source = Scene(
-        Background("blue", "striped"),
-        (SceneObject("circle", "red", 36, 62, 22), SceneObject("star", "yellow", 94, 66, 22)),
-    )
-    target = edit_scene(source, "colour", "green", 0)
-    drawn, exact = render(source), render(target)
-    files = {name: str(Path(folder) / f"{name}.png") for name in ("source", "exact", "keep")}
-    Image.fromarray(drawn).save(files["source"])
-    Image.fromarray(exact).save(files["exact"])
-    Image.fromarray(np.uint8(255) * (drawn == exact).all(-1)).save(files["keep"])
-    return {"source_text": caption(source), "target_text": caption(target), **files}
+    shown = SCENES[scene]
+    keep = np.uint8(255) * ~shown.changed
+    pictures = {"source": shown.image, "exact": shown.exact, "keep": keep}
+    files = {name: str(Path(folder) / f"{name}.png") for name in pictures}
+    for name, picture in pictures.items():
+        Image.fromarray(picture).save(files[name])
+    return {"prompts": list(shown.prompts), **files}
 
 
-def prepare(image: str, file: str, size: int, square: bool) -> dict[str, list[int]]:
-    """Write a copy of a picture, upright, in RGB, cropped as little as its new size allows."""
+def prepare(image: str, file: str, size: int) -> dict[str, list[int]]:
+    """Write a copy of a picture, upright, in RGB, its middle cropped to a square of `size`."""
     with Image.open(image) as opened:
         picture = ImageOps.exif_transpose(opened).convert("RGB")
-    fitted = fit_size(*picture.size, size, square)
-    if picture.size != fitted:
-        picture_size = list(picture.size)
-        picture = ImageOps.fit(picture, fitted, Image.Resampling.LANCZOS)
-    else:
-        picture_size = list(fitted)
-    picture.save(file)
-    return {"was": picture_size, "size": list(fitted)}
+    ImageOps.fit(picture, (size, size), Image.Resampling.LANCZOS).save(file)
+    return {"was": list(picture.size), "size": [size, size]}
 
 
 def finish(

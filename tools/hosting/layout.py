@@ -74,6 +74,9 @@ def prepare_base(base: Path, host: Host, pack: Path = REPOSITORY) -> Path:
         link.unlink()
     if not os.path.lexists(link):
         _link_folder(pack, link)
+    example = host.comfyui / "input" / "example.png"  # what the stock LoadImage names
+    if example.is_file() and not (base / "input" / example.name).exists():
+        shutil.copy(example, base / "input")
     if not host.owned:
         lines = ["users_models:", f"  base_path: {host.comfyui / 'models'}"]
         lines += [f"  {name}: {name}" for name in MODEL_FOLDERS]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -105,9 +104,9 @@ class Server:
         self.stop()
 
     def stop(self) -> None:
-        """End the process, gently first."""
+        """End the process; it has nothing to save."""
         if self.process and self.process.poll() is None:
-            self.process.send_signal(signal.SIGTERM if os.name == "nt" else signal.SIGINT)
+            self.process.terminate()
             try:
                 self.process.wait(5)
             except subprocess.TimeoutExpired:
@@ -176,6 +175,7 @@ class Server:
 
 def serve(host: Host, port: int, cpu: bool | None, arguments: tuple[str, ...] = ()) -> int:
     """Run a server in the foreground until Ctrl-C; print its address."""
+    print("starting ComfyUI ...", flush=True)
     with Server(
         host,
         host.base,
