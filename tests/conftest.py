@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT / "tools"), str(ROOT / "tests")]
 
+from fixtures_server import client, object_info, run_workflow, server  # noqa: E402, F401
 from pack import load_pack  # noqa: E402
 
 load_pack()

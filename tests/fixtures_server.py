@@ -1,0 +1,49 @@
+"""One real ComfyUI server with the pack installed, shared by all tests that need one."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hosting.client import Client, Prompt, Run
+from hosting.layout import REPOSITORY, Host
+from hosting.server import Server
+
+
+def comfyui() -> Path | None:
+    """Return the ComfyUI tree to test against, or None."""
+    candidates = [os.environ.get("RETRACE_COMFYUI"), REPOSITORY / ".host" / "ComfyUI"]
+    return next((Path(p) for p in candidates if p and (Path(p) / "main.py").exists()), None)
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A running server on the CPU with nothing but this pack and the host's own nodes."""
+    tree = comfyui()
+    if tree is None:
+        pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
+    home = tmp_path_factory.mktemp("server")
+    host = Host(Path(sys.executable), tree, home)
+    arguments = ("--disable-api-nodes",)
+    with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def client(server: Server) -> Client:
+    """The server's client."""
+    return server.client
+
+
+@pytest.fixture(scope="session")
+def object_info(client: Client) -> dict[str, Any]:
+    """The server's description of every node type."""
+    return client.object_info()
+
+
+@pytest.fixture(scope="session")
+def run_workflow(client: Client) -> Callable[[Prompt], Run]:
+    """Run an API-form workflow; raises hosting.errors.RunError with the node's error."""
+    return client.run

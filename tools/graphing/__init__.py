@@ -1,0 +1,1 @@
+"""Draw workflows as the page saves them, from short descriptions in Python."""

@@ -1,0 +1,155 @@
+"""Parts that the workflows share: what they begin with, the edit, and what they show."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .graph import Graph, Node, Output
+
+NOTE = """# {title}
+
+{what}
+
+**Run it**: {run}
+
+**Then change**
+{change}
+
+**What to expect**: {expect}
+"""
+
+
+@dataclass(frozen=True)
+class Words:
+    """The prompts of a workflow, and the Demo-Scene they are about ("" where a photo is loaded)."""
+
+    source: str
+    target: str
+    scene: str = ""
+
+
+@dataclass(frozen=True)
+class Kit:
+    """A model family that a workflow is made for."""
+
+    suffix: str
+    run: str
+    size: int
+    checkpoint: dict[str, str] | None = None
+
+
+DEMO = Kit(
+    "",
+    "press Run; the model and the picture come with Retrace, nothing is downloaded.",
+    128,
+)
+SD15 = Kit(
+    "_sd15",
+    "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
+    "(target), press Run. Needs [Stable Diffusion 1.5](https://huggingface.co/Comfy-Org/"
+    "stable-diffusion-v1-5-archive) in `models/checkpoints`; any SD1.5 checkpoint does.",
+    512,
+    {
+        "name": "v1-5-pruned-emaonly-fp16.safetensors",
+        "url": "https://huggingface.co/Comfy-Org/stable-diffusion-v1-5-archive/resolve/main/"
+        "v1-5-pruned-emaonly-fp16.safetensors?download=true",
+        "directory": "checkpoints",
+    },
+)
+SDXL = Kit(
+    "_sdxl",
+    "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
+    "(target), press Run. Needs [SDXL 1.0](https://huggingface.co/stabilityai/"
+    "stable-diffusion-xl-base-1.0) in `models/checkpoints`; any SDXL checkpoint does.",
+    1024,
+    {
+        "name": "sd_xl_base_1.0.safetensors",
+        "url": "https://huggingface.co/stabilityai/stable-diffusion-xl-base-1.0/resolve/main/"
+        "sd_xl_base_1.0.safetensors?download=true",
+        "directory": "checkpoints",
+    },
+)
+
+
+@dataclass
+class Start:
+    """The first two groups of a workflow: picture, model and prompts."""
+
+    loader: Node
+    picture: Node
+    image: Output
+    latent: Output
+    pair: Node
+    negative: Output
+    demo: bool
+
+    @property
+    def model(self) -> Output:
+        """The checkpoint's model."""
+        return self.loader.model
+
+    @property
+    def vae(self) -> Output:
+        """The checkpoint's autoencoder."""
+        return self.loader.vae
+
+
+def begin(graph: Graph, kit: Kit, words: Words) -> Start:
+    """Draw picture, model and prompts."""
+    with graph.group("1  Picture and model"):
+        if kit.checkpoint:
+            loader = graph.add(
+                "CheckpointLoaderSimple", models=[kit.checkpoint], ckpt_name=kit.checkpoint["name"]
+            )
+            picture = graph.add("LoadImage", "Photo", image="example.png")
+            image = graph.add(
+                "ImageScale", "Crop to the model's size", image=picture.image,
+                upscale_method="lanczos", width=kit.size, height=kit.size, crop="center",
+            ).image  # fmt: skip
+        else:
+            loader = graph.add("RetraceDemoModel")
+            picture = graph.add("RetraceDemoScene", scene=words.scene)
+            image = picture.image
+        latent = graph.add("VAEEncode", pixels=image, vae=loader.vae).latent
+    with graph.group("2  Say what changes", 380):
+        pair = graph.add(
+            "RetracePromptPair", clip=loader.clip, source=words.source, target=words.target
+        )
+        negative = graph.add("CLIPTextEncode", "Negative prompt", clip=loader.clip, text="")
+    demo = kit.checkpoint is None
+    return Start(loader, picture, image, latent, pair, negative.conditioning, demo)
+
+
+def invert(graph: Graph, start: Start, *, pinned: bool = True, steps: int = 50) -> Output:
+    """Draw DDIM inversion, with Direct Inversion behind it if `pinned`."""
+    with graph.group("3  Retrace to noise"):
+        trajectory = graph.add(
+            "RetraceInvertDDIM", model=start.model, positive=start.pair.source,
+            latent=start.latent, steps=steps,
+        ).trajectory  # fmt: skip
+        if pinned:
+            trajectory = graph.add(
+                "RetraceInvertDirectInversion", trajectory=trajectory
+            ).trajectory
+    return trajectory
+
+
+def sample(graph: Graph, start: Start, model: Output, trajectory: Output, **given) -> Node:
+    """Draw the Edit-Sampler."""
+    given = {"positive": start.pair.target, "negative": start.negative, "cfg": 7.5, **given}
+    return graph.add("RetraceEditSampler", model=model, trajectory=trajectory, **given)
+
+
+def show(graph: Graph, start: Start, edit: Node, *, mask: bool = False, prefix: str) -> None:
+    """Draw the last group: the edit, beside it what the inversion kept, and the report."""
+    with graph.group("5  Look", 280):
+        edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
+        graph.add("SaveImage", "Edited", images=edited, filename_prefix=f"Retrace/{prefix}")
+        graph.add("PreviewAny", "Report", source=edit.report)
+        graph.column()
+        source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
+        graph.add("PreviewImage", "Reconstruction of the source", images=source)
+        if mask:
+            graph.add("MaskPreview", "Where the edit acted", mask=edit.mask)
+        if start.demo:
+            graph.add("PreviewImage", "What a perfect edit looks like", images=start.picture.exact)
