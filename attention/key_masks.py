@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..diffusion.errors import LatentError, PlanError, TokenMapError
 from .plan import RunFacts
+from .prompt_to_prompt import PromptPair
 from .rules import KeyMask, Probe
 from .sites import Site, nearest_grid
 from .tokens import TokenizedPrompt
@@ -16,12 +17,20 @@ READ_AT = 4
 """Maps are read where the token grid is this fraction of the latent's side (16 x 16 at 512)."""
 
 
-def check_mask(mask: Tensor) -> None:
-    """Raise LatentError for a mask of the wrong shape, or one that selects nothing."""
+def make_mask(mask: Tensor | None) -> Tensor | None:
+    """Return a MASK as float32 "images height width" on the CPU; None stays None.
+
+    Raises: LatentError for a mask of the wrong shape, or one that selects nothing.
+    """
+    if mask is None:
+        return None
+    mask = mask.detach().to("cpu", torch.float32)
+    mask = mask[None] if mask.ndim == 2 else mask
     if mask.ndim != 3 or 0 in mask.shape:
         raise LatentError(f"expected a mask [images height width], got {list(mask.shape)}")
     if not bool(mask.isfinite().all()) or bool((mask.amax((1, 2)) <= 0).any()):
         raise LatentError("a foreground mask selects nothing (or holds NaN); paint it or remove it")
+    return mask
 
 
 def fit_token_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
@@ -76,6 +85,25 @@ class AutoMask:
         if not sites:
             raise PlanError("automatic masks need cross-attention layers, which this model lacks")
         return MaskReader(self.columns(), self.threshold, sites, facts.grid(next(iter(sites))))
+
+
+def make_auto_mask(
+    prompts: PromptPair | None,
+    source: tuple[str, ...],
+    target: tuple[str, ...],
+    threshold: float = 0.1,
+) -> AutoMask | None:
+    """Return an AutoMask, or None when no word is named.
+
+    Raises: TokenMapError when prompts or the words of one side are missing.
+    """
+    if not source and not target:
+        return None
+    if prompts is None:
+        raise TokenMapError(
+            "automatic masks are made from words, but no prompts are connected; connect Prompt-Pair"
+        )
+    return AutoMask(prompts.source, prompts.target, source, target, threshold)
 
 
 class MaskReader:

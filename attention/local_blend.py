@@ -70,6 +70,22 @@ class LocalBlend:
         return PreparedLocalBlend(self, probe, sites, facts.grid(next(iter(sites))), first)
 
 
+def make_blend(
+    source: tuple[str, ...],
+    target: tuple[str, ...],
+    subtract: tuple[str, ...] = (),
+    threshold: float = 0.3,
+    start: float = 0.2,
+) -> LocalBlend | None:
+    """Return a LocalBlend, or None when no word is named at all.
+
+    Raises: TokenMapError when there are only words to subtract.
+    """
+    if not source and not target and not subtract:
+        return None
+    return LocalBlend(source, target, subtract, threshold, start)
+
+
 def has_word(prompt: TokenizedPrompt, word: str) -> bool:
     """Return whether a word or phrase is in a prompt."""
     try:

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from ..diffusion.errors import BlockSelectionError, PlanError
-from .key_masks import AutoMask, MaskReader, check_mask, fit_token_mask
+from ..diffusion.errors import BlockSelectionError, LatentError, PlanError
+from .key_masks import AutoMask, MaskReader, fit_token_mask, make_mask
 from .plan import Control, RunFacts
 from .rules import KeyMask, Probe, SelfRule
 from .sites import Site, count
@@ -45,8 +45,7 @@ class MasaCtrl:
                 f"{AUTO_LAYER} (automatic), got {self.start_step} and {self.start_layer}"
             )
         for mask in (self.mask_source, self.mask_target):
-            if mask is not None:
-                check_mask(mask)
+            make_mask(mask)
         if self.auto is not None and (self.mask_source is not None or self.mask_target is not None):
             raise PlanError(
                 "MasaCtrl-Controller has masks and words to make masks from; disconnect the masks "
@@ -69,13 +68,24 @@ class MasaCtrl:
             )
         layer = self.first_layer(count(facts.sites, "self"))
         sites = frozenset(s for s in facts.sites if s.kind == "self" and s.order >= layer)
-        source, target = self.mask_source, self.mask_target
-        masks = None if source is None and target is None else (
-            target if source is None else source,
-            source if target is None else target,
-        )
         reader = None if self.auto is None else self.auto.prepare(facts)
-        return PreparedMasaCtrl(facts, step, sites, masks, reader)
+        return PreparedMasaCtrl(facts, step, sites, self.masks(facts.images), reader)
+
+    def masks(self, images: int) -> tuple[Tensor, Tensor] | None:
+        """Return the foregrounds of source and target, "images-or-1 height width", or None.
+
+        Raises: LatentError for a mask of another number of images.
+        """
+        source, target = make_mask(self.mask_source), make_mask(self.mask_target)
+        if source is None and target is None:
+            return None
+        for mask in (source, target):
+            if mask is not None and len(mask) not in (1, images):
+                raise LatentError(
+                    f"a foreground mask has {len(mask)} images but the trajectory {images}; give "
+                    "one or as many"
+                )
+        return (target if source is None else source), (source if target is None else target)
 
     def first_step(self, steps: int) -> int:
         """Return the first mutual step of a run."""

@@ -97,3 +97,9 @@ def parse_reweight(text: str) -> tuple[tuple[str, float], ...]:
                 f"reweight: {value!r} is not a number; write 'word: 2' (1 changes nothing)"
             ) from None
     return tuple(factors)
+
+
+def parse_words(text: str) -> tuple[str, ...]:
+    """Read "cat, wooden bench" (commas or lines) into words and phrases."""
+    entries = (entry.strip() for entry in text.replace("\n", ",").split(","))
+    return tuple(dict.fromkeys(entry for entry in entries if entry))

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controllers, demo, edit, invert, prompts, trajectories
+from . import controllers, demo, edit, invert, prompts, structure, trajectories
 
 
 class RetraceExtension(ComfyExtension):
@@ -15,7 +15,12 @@ class RetraceExtension(ComfyExtension):
             prompts.PromptPair,
             invert.InvertDDIM,
             invert.InvertDirectInversion,
+            refine.InvertNullText,
+            refine.InvertNegativePrompt,
             controllers.P2PController,
+            guidance.ProximalGuidance,
+            structure.MasaCtrlController,
+            structure.PnPController,
             edit.EditSampler,
             trajectories.SaveTrajectory,
             trajectories.LoadTrajectory,
