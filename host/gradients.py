@@ -1,4 +1,4 @@
-"""Gradients through the host's models, which it loads as inference tensors, without copying weights."""
+"""Gradients through the host's models, loaded as inference tensors, without copying weights."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -17,7 +17,7 @@ BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock"})
 """Classes of the host's blocks whose activations can be recomputed: their forward is pure."""
 
 NOT_DIFFERENTIABLE = frozenset({"attention_sage", "attention_flash", "attention_sub_quad"})
-"""The host's attentions without a usable backward: sub_quad writes in place when memory is short."""
+"""Attentions without a usable backward: sub_quad writes in place when memory is short."""
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def gradient_run(*models: Any, mode: str = "auto") -> Iterator[GradientRun]:
 
 
 def guided_models(guider: Any) -> tuple:
-    """Return the models a running guider evaluates: its own, and those of its conds' ControlNets."""
+    """Return the models a running guider evaluates: its own, and its conds' ControlNets."""
     models = {id(guider.inner_model): guider.inner_model}
     for entries in guider.conds.values():
         for entry in entries:

@@ -2,7 +2,7 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controllers, demo, edit, invert, prompts, structure, trajectories
+from . import controllers, demo, edit, guidance, invert, prompts, refine, structure, trajectories
 
 
 class RetraceExtension(ComfyExtension):

@@ -26,8 +26,9 @@ def model(request, comfy):
                 for table in (module._parameters, module._buffers):
                     for name, tensor in table.items():
                         if tensor is not None:
-                            wrap = torch.nn.Parameter if table is module._parameters else (lambda t: t)
-                            table[name] = wrap(tensor.detach().clone())
+                            weight = isinstance(tensor, torch.nn.Parameter)
+                            copy = tensor.detach().clone()
+                            table[name] = torch.nn.Parameter(copy) if weight else copy
         assert next(model.model.parameters()).is_inference()
     return model
 
