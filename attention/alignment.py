@@ -114,7 +114,8 @@ def replacement_map(
 
     Source: Hertz et al. 2022 (arXiv:2208.01626), Sec. 3.2 "word swap".
     Changed: after a swap that changes the token count, later words stay aligned; the published
-    mapper[j, j] shifts them (algorithms 9.3), which `published` reproduces.
+    mapper[j, j] shifts them and leaves the last columns empty when the source has more tokens
+    (algorithms 9.3), which `published` reproduces.
     Raises: TokenMapError when the prompts have different numbers of words.
     """
     source_words, target_words = source.words(), target.words()
@@ -137,8 +138,11 @@ def replacement_map(
         share_word(weights, old, new)
         i, j = old.tokens[-1] + 1, new.tokens[-1] + 1
     for position in range(j, columns):
-        origin = position if published else min(i + position - j, rows - 1)
-        weights[origin, position] = 1
+        origin = i + position - j
+        if not published:
+            weights[min(origin, rows - 1), position] = 1
+        elif origin < rows:  # the published walk ends with the source and leaves a tail empty
+            weights[position, position] = 1
     return TokenMap(weights, torch.ones(columns), "replace")
 
 
