@@ -2,7 +2,18 @@
 
 from comfy_api.latest import ComfyExtension, io
 
-from . import controllers, demo, edit, guidance, invert, prompts, refine, structure, trajectories
+from . import (
+    attention,
+    controllers,
+    demo,
+    edit,
+    guidance,
+    invert,
+    prompts,
+    refine,
+    structure,
+    trajectories,
+)
 
 
 class RetraceExtension(ComfyExtension):
@@ -24,4 +35,7 @@ class RetraceExtension(ComfyExtension):
             edit.EditSampler,
             trajectories.SaveTrajectory,
             trajectories.LoadTrajectory,
+            trajectories.TrajectoryViewer,
+            attention.AttentionCapture,
+            attention.AttentionViewer,
         ]

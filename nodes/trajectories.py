@@ -3,7 +3,7 @@
 from comfy_api.latest import io, ui
 
 from ..diffusion.errors import RetraceError
-from ..host import trajectory_files
+from ..host import trajectory_files, viewing
 from . import types
 
 
@@ -76,3 +76,55 @@ class LoadTrajectory(io.ComfyNode):
     @classmethod
     def execute(cls, file) -> io.NodeOutput:
         return io.NodeOutput(trajectory_files.load_trajectory(file))
+
+
+class TrajectoryViewer(io.ComfyNode):
+    """Trajectory-Viewer."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return types.schema(
+            node_id="RetraceTrajectoryViewer",
+            display_name="Trajectory-Viewer",
+            description=(
+                "Shows the states of an inversion as a filmstrip from clean to noisy and, with a "
+                "model, how far sampling with the source prompt strays from them at every step."
+            ),
+            search_aliases=["inversion preview", "filmstrip", "round trip error"],
+            is_output_node=True,
+            inputs=[
+                types.Trajectory.Input("trajectory", tooltip="From any inversion node."),
+                io.Vae.Input("vae", tooltip="Decodes the states; the checkpoint's own."),
+                io.Int.Input("frames", default=8, min=1, max=64,
+                             tooltip="Pictures in the strip, evenly spread over the steps."),
+                io.Model.Input("model", optional=True,
+                               tooltip=(
+                                   "Measures the round trip: samples back with the source prompt. "
+                                   "Not connected: only the strip."
+                               )),
+                io.Float.Input("cfg", default=0.0, min=0.0, max=100.0, step=0.1, round=0.01,
+                               optional=True,
+                               tooltip=(
+                                   "Guidance scale of the round trip; 0 takes the inversion's own, "
+                                   "1 turns guidance off."
+                               )),
+                io.Conditioning.Input("negative", optional=True,
+                                      tooltip="For a round trip at a cfg other than 1."),
+            ],
+            outputs=[
+                io.Image.Output("strip", display_name="strip",
+                                tooltip="States from clean to noisy, with step and sigma."),
+                io.String.Output("report", display_name="report",
+                                 tooltip="What made the trajectory, and its round-trip error."),
+                io.Image.Output("plot", display_name="plot",
+                                tooltip="Round-trip error per step; empty without a model."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, trajectory, vae, frames, model=None, cfg=0.0, negative=None) -> io.NodeOutput:
+        strip, report, plot = viewing.view(
+            trajectory, vae, frames, model=model, cfg=cfg or None, negative=negative
+        )
+        return io.NodeOutput(strip, types.report_text(report), plot,
+                             ui=ui.PreviewImage(strip, cls=cls))
