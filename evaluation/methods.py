@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from ..attention.local_blend import LocalBlend
+from ..attention.masactrl import MasaCtrl
+from ..attention.plug_and_play import PlugAndPlay
 from .workbench import Method, Outcome, Workbench
+
+MASACTRL_START = 0.08  # of the steps: the published step 4 of 50
 
 
 def round_trip_source(bench: Workbench) -> Outcome:
@@ -32,10 +37,42 @@ def direct_p2p(bench: Workbench) -> Outcome:
     return bench.edit(bench.pinned(bench.ddim()), bench.p2p())
 
 
+def direct_p2p_blend(bench: Workbench) -> Outcome:
+    """Direct Inversion + Prompt-to-Prompt + LocalBlend on the object that changes."""
+    before, after = bench.phrases()
+    blend = LocalBlend(source=(before,), target=(after,), threshold=bench.settings.blend)
+    return bench.edit(bench.pinned(bench.ddim()), bench.p2p(blend=blend))
+
+
+def masactrl(bench: Workbench) -> Outcome:
+    """MasaCtrl from a source branch that drifts."""
+    return bench.edit(bench.ddim(), MasaCtrl(MASACTRL_START), reconstruct=True)
+
+
+def direct_masactrl(bench: Workbench) -> Outcome:
+    """Direct Inversion + MasaCtrl."""
+    return bench.edit(bench.pinned(bench.ddim()), MasaCtrl(MASACTRL_START))
+
+
+def plug_and_play(bench: Workbench) -> Outcome:
+    """Plug-and-Play from a source branch that drifts."""
+    return bench.edit(bench.ddim(), PlugAndPlay(), reconstruct=True)
+
+
+def direct_plug_and_play(bench: Workbench) -> Outcome:
+    """Direct Inversion + Plug-and-Play."""
+    return bench.edit(bench.pinned(bench.ddim()), PlugAndPlay())
+
+
 METHODS: dict[str, Method] = {
     "autoencoder, source": round_trip_source,
     "autoencoder, exact target": round_trip_target,
     "plain DDIM": plain_ddim,
     "P2P": p2p,
     "DirectInversion + P2P": direct_p2p,
+    "DirectInversion + P2P + LocalBlend": direct_p2p_blend,
+    "MasaCtrl": masactrl,
+    "DirectInversion + MasaCtrl": direct_masactrl,
+    "PnP": plug_and_play,
+    "DirectInversion + PnP": direct_plug_and_play,
 }

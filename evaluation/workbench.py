@@ -125,14 +125,21 @@ class Workbench:
         result = run_edit(
             model, trajectory, self.target, self.negative, reconstruct=reconstruct, **options
         )
-        spent = dict(trajectory.report)
+        rows, seconds = spent(trajectory)
         count = len(self.cases)
         return Outcome(
             result.edited,
             result.source,
-            (spent["row_forwards"] // count, result.report["row_forwards"] // count),
-            (spent["seconds"] + result.report["seconds"]) / count,
+            (rows // count, result.report["row_forwards"] // count),
+            (seconds + result.report["seconds"]) / count,
         )
+
+
+def spent(trajectory: Trajectory) -> tuple[int, float]:
+    """Return the row-forwards and seconds of an inversion with all its refinements."""
+    entries = dict(trajectory.report)
+    rows = sum(value for name, value in entries.items() if name.endswith("row_forwards"))
+    return rows, sum(value for name, value in entries.items() if name.endswith("seconds"))
 
 
 def phrases(case: EditCase) -> tuple[str, str]:

@@ -11,11 +11,13 @@ if str(FOLDER) not in sys.path:
 
 import benches  # noqa: E402
 
+SHARED = ("common", "report")
+
 
 def names() -> list[str]:
-    """List the benches: modules of `benches/` that begin with neither `_` nor `common`."""
+    """List the benches: modules of `benches/` but those that benches share."""
     found = [module.name for module in pkgutil.iter_modules(benches.__path__)]
-    return [name for name in found if not name.startswith(("_", "common"))]
+    return [name for name in found if name not in SHARED]
 
 
 def main(arguments: list[str]) -> int:
