@@ -1,11 +1,13 @@
 """Attention-Capture's run: the source's attention over a whole trajectory, several steps a pass."""
 
+import os
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.samplers
+import folder_paths
 import latent_preview
 import torch
 from torch import Tensor
@@ -14,7 +16,14 @@ from ..attention.plan import RunFacts
 from ..attention.recording import RecordingRun
 from ..attention.rows import SOURCE_COND, SOURCE_UNCOND, RowLayout
 from ..attention.sites import Site, select_sites
-from ..attention.store import AttentionStore, Recorder, SiteShape, StoreSpec, fingerprint
+from ..attention.store import (
+    AttentionStore,
+    Recorder,
+    SiteShape,
+    StoreSpec,
+    fingerprint,
+    show_bytes,
+)
 from ..attention.windows import Window, check_window, window_steps
 from ..diffusion.errors import HostError, PlanError, TrajectoryError
 from ..diffusion.trajectory import Trajectory
@@ -84,17 +93,20 @@ def capture_attention(
     budget_mb: float = 4096,
     negative: list | None = None,
     folder: str | None = None,
+    announce: Callable[[str], None] | None = None,
 ) -> tuple[AttentionStore, dict[str, Any]]:
     """Record the source's attention over a trajectory; return the store and a report.
 
     kind: "all", "self" or "cross"; layers: see `select_sites`. window: steps, [start, end) as
       fractions, 0 the noisiest. negative: the negative prompt, if the unconditional half is
-      wanted too. folder: of the file when place is "disk".
+      wanted too. folder: of the file when place is "disk". announce: is told the estimate.
     Raises: PlanError before any work if the store does not fit its budget.
     """
     spec = capture_spec(
         model, trajectory, kind=kind, layers=layers, window=window, dtype=dtype, negative=negative
     )
+    if announce is not None:
+        announce(f"the attention store will take {show_bytes(spec.size_bytes)} on {place}")
     spec.check_budget(int(budget_mb * MEGABYTE), place)
     conds = {"source": trajectory.source}
     if negative is not None:
@@ -130,6 +142,13 @@ def capture_attention(
         "seconds": time.perf_counter() - started,
     }
     return store, report
+
+
+def temporary_folder() -> str:
+    """Return the host's folder for temporary files, which it empties at its start and end."""
+    folder = folder_paths.get_temp_directory()
+    os.makedirs(folder, exist_ok=True)
+    return folder
 
 
 def capture_spec(

@@ -81,6 +81,7 @@ class P2PController(io.ComfyNode):
                                     "Words of either prompt whose region is kept from the source "
                                     "after all. Empty: none."
                                 )),
+                types.recorded_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model",
@@ -91,7 +92,7 @@ class P2PController(io.ComfyNode):
     @classmethod
     def execute(cls, model, prompts, mode, cross_replace, self_replace, word_windows="",
                 reweight="", blend_source="", blend_target="", blend_threshold=0.3,
-                blend_start=0.2, blend_subtract="") -> io.NodeOutput:
+                blend_start=0.2, blend_subtract="", attention=None) -> io.NodeOutput:
         blend = make_blend(
             parse_words(blend_source), parse_words(blend_target), parse_words(blend_subtract),
             blend_threshold, blend_start,
@@ -105,4 +106,4 @@ class P2PController(io.ComfyNode):
             reweight=parse_reweight(reweight),
             blend=blend,
         )
-        return io.NodeOutput(with_controller(model, controller))
+        return io.NodeOutput(with_controller(model, controller, attention))

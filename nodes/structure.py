@@ -67,6 +67,7 @@ class MasaCtrlController(io.ComfyNode):
                                    "Above which value of a word's map, scaled to 0-1, a place is "
                                    "foreground; for automatic masks only."
                                )),
+                types.recorded_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model",
@@ -77,7 +78,7 @@ class MasaCtrlController(io.ComfyNode):
     @classmethod
     def execute(cls, model, start_step, start_layer, mask_source=None, mask_target=None,
                 prompts=None, words_source="", words_target="",
-                mask_threshold=0.1) -> io.NodeOutput:
+                mask_threshold=0.1, attention=None) -> io.NodeOutput:
         controller = MasaCtrl(
             start_step=start_step,
             start_layer=start_layer,
@@ -87,7 +88,7 @@ class MasaCtrlController(io.ComfyNode):
                 prompts, parse_words(words_source), parse_words(words_target), mask_threshold
             ),
         )
-        return io.NodeOutput(with_controller(model, controller))
+        return io.NodeOutput(with_controller(model, controller, attention))
 
 
 class PnPController(io.ComfyNode):
@@ -119,6 +120,7 @@ class PnPController(io.ComfyNode):
                                    "Fraction of the steps in which the source's self-attention "
                                    "maps are used; 0 turns it off. High keeps fine structure."
                                )),
+                types.recorded_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model",
@@ -127,7 +129,7 @@ class PnPController(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls, model, feature_fraction, attention_fraction) -> io.NodeOutput:
+    def execute(cls, model, feature_fraction, attention_fraction, attention=None) -> io.NodeOutput:
         return io.NodeOutput(
-            with_controller(model, PlugAndPlay(feature_fraction, attention_fraction))
+            with_controller(model, PlugAndPlay(feature_fraction, attention_fraction), attention)
         )

@@ -29,6 +29,18 @@ def schema(**fields: Any) -> io.Schema:
     return io.Schema(**{name: value for name, value in fields.items() if name in SCHEMA_FIELDS})
 
 
+def recorded_input() -> io.Input:
+    """Return the input through which a controller is given recorded attention."""
+    return Attention.Input(
+        "attention",
+        optional=True,
+        tooltip=(
+            "From Attention-Capture: the source is read from it instead of being evaluated, which "
+            "makes every further edit cheaper. Leave open to evaluate it."
+        ),
+    )
+
+
 def report_text(lines: dict[str, Any]) -> str:
     """Write a report as "name: value" lines, numbers rounded for people."""
 
