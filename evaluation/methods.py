@@ -40,7 +40,11 @@ def direct_p2p(bench: Workbench) -> Outcome:
 def direct_p2p_blend(bench: Workbench) -> Outcome:
     """Direct Inversion + Prompt-to-Prompt + LocalBlend on the object that changes."""
     before, after = bench.phrases()
-    blend = LocalBlend(source=(before,), target=(after,), threshold=bench.settings.blend)
+    blend = LocalBlend(
+        source=(before,) if before else (),
+        target=(after,) if after else (),
+        threshold=bench.settings.blend,
+    )
     return bench.edit(bench.pinned(bench.ddim()), bench.p2p(blend=blend))
 
 

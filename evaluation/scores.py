@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from . import metrics
-from .scenes import EditCase, check
+from .scenes import CheckResult, EditCase, check
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ def score_batch(
                 method=method,
                 case=number,
                 attribute=case.attribute,
-                right=getattr(checked, case.attribute),
+                right=is_right(checked, case.attribute),
                 all_right=checked.all,
                 keep=float(stays.psnr[i]),
                 keep_published=float(published.psnr[i]),
@@ -81,6 +81,19 @@ def score_batch(
             )
         )
     return scores
+
+
+def is_right(checked: CheckResult, attribute: str) -> bool:
+    """Tell whether the edited attribute is the target's.
+
+    attribute: colour, shape, background or pattern; position (the object is at its new place,
+    otherwise as it was); add or delete (the objects are those of the target, and no more).
+    """
+    if attribute == "position":
+        return checked.located and checked.colour and checked.shape
+    if attribute in ("add", "delete"):
+        return checked.count and checked.colour and checked.shape
+    return getattr(checked, attribute)
 
 
 def to_pictures(images: Sequence[np.ndarray]) -> Tensor:

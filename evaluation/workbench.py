@@ -17,6 +17,7 @@ from ..host.editing import run_edit, with_controller
 from ..host.inversion import invert
 from ..host.tokens import encode, pair_prompts
 from .scenes import EditCase
+from .scenes_bench import phrases
 from .settings import Settings
 
 
@@ -142,12 +143,6 @@ def spent(trajectory: Trajectory) -> tuple[int, float]:
     return rows, sum(value for name, value in entries.items() if name.endswith("seconds"))
 
 
-def phrases(case: EditCase) -> tuple[str, str]:
-    """Name the object that an edit changes before and after: "red circle", "red star"."""
-    before, after = (scene.objects[case.object_index] for scene in (case.source, case.target))
-    return f"{before.colour} {before.shape}", f"{after.colour} {after.shape}"
-
-
 def token_layout(clip: Any, case: EditCase) -> tuple:
     """Return all that a controller takes from a case's prompts; equal means that batches may mix.
 
@@ -159,8 +154,8 @@ def token_layout(clip: Any, case: EditCase) -> tuple:
     return (
         token_map.weights.numpy().tobytes(),
         token_map.mapped.numpy().tobytes(),
-        pair.source.span(before),
-        pair.target.span(after),
+        before and pair.source.span(before),
+        after and pair.target.span(after),
     )
 
 
