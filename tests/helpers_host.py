@@ -7,8 +7,29 @@ from typing import Any
 import torch
 
 
-def make_unet_model(unet_config: dict, config_class: str = "SD15", seed: int = 0) -> Any:
-    """Return a ModelPatcher around a random UNet built by the host from a config (fp32, CPU)."""
+def make_inference_tensors(model: Any) -> Any:
+    """Replace a model's weights by inference tensors, as the server's loaders make them."""
+    with torch.inference_mode():
+        for module in model.model.modules():
+            for table in (module._parameters, module._buffers):
+                for name, tensor in table.items():
+                    if tensor is not None:
+                        weight = isinstance(tensor, torch.nn.Parameter)
+                        copy = tensor.detach().clone()
+                        table[name] = torch.nn.Parameter(copy) if weight else copy
+    return model
+
+
+def make_unet_model(
+    unet_config: dict,
+    config_class: str = "SD15",
+    seed: int = 0,
+    weights: torch.dtype = torch.float32,
+) -> Any:
+    """Return a ModelPatcher around a random UNet built by the host from a config (CPU).
+
+    weights: their dtype; the network computes in fp32 whatever it is.
+    """
     import comfy.model_base
     import comfy.model_patcher
     import comfy.supported_models
@@ -17,7 +38,7 @@ def make_unet_model(unet_config: dict, config_class: str = "SD15", seed: int = 0
         unet_extra_config: dict = {}  # noqa: RUF012
 
     config = Config(dict(unet_config))
-    config.set_inference_dtype(torch.float32, None)
+    config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
     with torch.inference_mode(False):
         model = config.get_model({}, device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)
@@ -74,3 +95,51 @@ SMALL_UNET = {
     "use_temporal_attention": False, "dtype": "torch.float32",
 }  # fmt: skip
 """Stable Diffusion's architecture with two levels: 7 self- and 7 cross-attention layers."""
+
+
+SD_LIKE = {
+    "image_size": 16,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 32,
+    "num_res_blocks": [1, 1, 1],
+    "channel_mult": [1, 2, 2],
+    "transformer_depth": [1, 1, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 0, 0],
+    "transformer_depth_middle": 1,
+    "num_heads": 4,
+    "num_head_channels": -1,
+    "use_spatial_transformer": True,
+    "context_dim": 48,
+    "legacy": False,
+}
+"""A random Stable Diffusion of three levels: 2 + 1 + 4 attention layers."""
+
+SDXL_LIKE = {
+    **SD_LIKE,
+    "channel_mult": [1, 2],
+    "num_res_blocks": [1, 1],
+    "transformer_depth": [0, 3],
+    "transformer_depth_output": [0, 0, 3, 3],
+    "transformer_depth_middle": 2,
+    "num_heads": -1,
+    "num_head_channels": 32,
+    "use_linear_in_transformer": True,
+    "adm_in_channels": 2816,
+    "num_classes": "sequential",
+    "context_dim": 64,
+}
+"""A random SDXL: no attention at the finest level, several layers in a block, a pooled vector."""
+
+
+def words_prompt(text: str, length: int = 77, repeats: int = 1) -> Any:
+    """Return a TokenizedPrompt in which every word is one token; `repeats` chunks of `length`."""
+    from retrace.attention.tokens import Token, TokenizedPrompt
+
+    tokens, at = [Token(49406)], 0
+    for word in text.split(" "):
+        tokens.append(Token(sum(word.encode()) * 7 % 40000, at, at + len(word.encode())))
+        at += len(word.encode()) + 1
+    used = len(tokens) + 1
+    tokens += [Token(49407)] * (length * repeats - len(tokens))
+    return TokenizedPrompt(text, tuple(tokens), used)
