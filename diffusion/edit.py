@@ -70,6 +70,7 @@ def edit(
         branches = {"target": target}
         if source is not None:
             branches["source"] = source
+        memory["step"] = step
         stepped, denoised = solver.step(
             branches,
             lambda x, sigma, step=step, wanted=wanted: denoise(x, sigma, step, wanted),
@@ -88,7 +89,8 @@ def edit(
 def new_memory(trajectory: Trajectory, start_step: int, device: torch.device | str) -> dict:
     """Return the solver's scratch for one run: what the trajectory carries for its solver."""
     memory: dict[str, Any] = {name: tensor.to(device) for name, tensor in trajectory.extras}
-    memory["step"] = start_step
+    memory["step"], memory["steps"] = start_step, trajectory.steps
+    memory["flow"] = trajectory.model.flow
     if trajectory.noises is not None:
         memory["noises"] = trajectory.noises.to(device)
     return memory

@@ -10,12 +10,18 @@ from .steps import Denoise, refine_fixed_point, rescale, step_invert_ddim
 
 
 class InversionState(NamedTuple):
-    """One state on the way up: level index (0 is clean), its noise level, x, last residual."""
+    """One state on the way up: level index (0 is clean), its noise level, x, last residual.
+
+    iterations: of the step's inner solve. kept: named tensors that belong to this level and that
+    the trajectory's solver needs beside x.
+    """
 
     index: int
     sigma: Tensor
     x: Tensor
     residual: float
+    iterations: int = 0
+    kept: tuple[tuple[str, Tensor], ...] = ()
 
 
 def to_level(clean: Tensor, sigma: Tensor, flow: bool = False) -> Tensor:
@@ -57,4 +63,4 @@ def invert_ddim(
         x_next = step_invert_ddim(x, denoise, sigma, sigma_next, evaluate_at=rule, flow=flow)
         x_next, residual = refine_fixed_point(x, x_next, denoise, sigma, sigma_next, refine)
         x = x_next
-        yield InversionState(index, sigma_next, x, residual)
+        yield InversionState(index, sigma_next, x, residual, refine)

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
+from .dpm_solver import DPMSolver
 from .errors import TrajectoryError
 from .steps import step_euler
 
@@ -19,7 +20,11 @@ GuidedDenoise = Callable[[Branches, Tensor], Branches]
 
 
 class Solver(Protocol):
-    """One step towards less noise. `memory` is this run's scratch, empty before the first step."""
+    """One step towards less noise.
+
+    memory: this run's scratch; holds "step" (absolute, 0 the noisiest), "steps", "flow", the
+    trajectory's noises and extras (see `edit.new_memory`), and what the solver puts there.
+    """
 
     def step(
         self,
@@ -45,7 +50,11 @@ class Euler:
         return stepped, denoised
 
 
-SOLVERS: dict[str, Callable[[], Solver]] = {"euler": Euler}
+SOLVERS: dict[str, Callable[[], Solver]] = {
+    "euler": Euler,
+    "dpmpp_1": lambda: DPMSolver(1),
+    "dpmpp_2m": lambda: DPMSolver(2),
+}
 
 
 def make_solver(name: str) -> Solver:

@@ -145,7 +145,7 @@ def filmstrip(trajectory: Trajectory, vae: Any, frames: int) -> Tensor:
         picture = vae.decode(to_latent_scale(trajectory, state_at(trajectory, index)))
         picture = picture.detach().to("cpu", torch.float32).clamp(0, 1)
         picture = picture.reshape(-1, *picture.shape[-3:])  # video-shaped decoders add an axis
-        text = f"{index}  σ {float(trajectory.sigmas[index]):.3g}"
+        text = f"{index}: sigma {float(trajectory.sigmas[index]):.3g}"
         columns.append(caption(fit(picture), text))
     return torch.cat(columns, dim=2)
 
