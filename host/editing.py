@@ -95,7 +95,7 @@ class EditSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
-        options = attach_unet(extra_args["model_options"], self.run) if self.run.controls else (
+        options = attach_unet(extra_args["model_options"], self.run) if self.run.facts.sites else (
             extra_args["model_options"]
         )
         trajectory, start = self.trajectory, self.run.facts.start_step

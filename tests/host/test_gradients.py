@@ -2,33 +2,16 @@
 
 import pytest
 import torch
-from helpers_host import make_unet_model
+from helpers_host import SMALL_UNET, make_inference_tensors, make_unet_model
 
 pytestmark = pytest.mark.host
-
-CONFIG = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 32,
-    "num_res_blocks": [1, 1], "channel_mult": [1, 2], "num_heads": 4, "num_head_channels": -1,
-    "use_spatial_transformer": True, "transformer_depth": [1, 1], "context_dim": 16,
-    "transformer_depth_output": [1, 1, 1, 1], "transformer_depth_middle": 1,
-    "use_linear_in_transformer": False,
-    "adm_in_channels": None, "legacy": False, "use_temporal_attention": False,
-}
-
 
 @pytest.fixture(params=["inference", "normal"])
 def model(request, comfy):
     """A small UNet whose weights are inference tensors, as in the server, or normal ones."""
-    model = make_unet_model(CONFIG)
+    model = make_unet_model(SMALL_UNET)
     if request.param == "inference":
-        with torch.inference_mode():
-            for module in model.model.modules():
-                for table in (module._parameters, module._buffers):
-                    for name, tensor in table.items():
-                        if tensor is not None:
-                            weight = isinstance(tensor, torch.nn.Parameter)
-                            copy = tensor.detach().clone()
-                            table[name] = torch.nn.Parameter(copy) if weight else copy
+        make_inference_tensors(model)
         assert next(model.model.parameters()).is_inference()
     return model
 
@@ -36,7 +19,7 @@ def model(request, comfy):
 def inputs():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(1, 4, 8, 8, generator=generator)
-    context = torch.randn(1, 7, 16, generator=generator)
+    context = torch.randn(1, 7, 64, generator=generator)
     return x, torch.tensor([2.0]), context
 
 
@@ -54,7 +37,7 @@ def state(base) -> dict:
 def test_gradient_equals_the_textbook_one_in_spite_of_inference_mode(model):
     from retrace.host.gradients import gradients
 
-    plain = make_unet_model(CONFIG).model  # same seed, same weights, normal tensors
+    plain = make_unet_model(SMALL_UNET).model  # same seed, same weights, normal tensors
     expected = gradient_of_context(plain)
     with torch.inference_mode(), gradients(model):
         found = gradient_of_context(model.model)
