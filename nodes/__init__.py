@@ -9,6 +9,7 @@ from . import (
     edit,
     guidance,
     invert,
+    metrics,
     prompts,
     refine,
     structure,
@@ -38,4 +39,5 @@ class RetraceExtension(ComfyExtension):
             trajectories.TrajectoryViewer,
             attention.AttentionCapture,
             attention.AttentionViewer,
+            metrics.EditMetrics,
         ]
