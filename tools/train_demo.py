@@ -109,7 +109,9 @@ def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print how well the exported model does on held-out scenes."""
     results = {"autoencoder": measure.measure_autoencoder(arguments.weights, arguments.count)}
     sheet = arguments.work / "samples.png"
-    results["samples"] = measure.measure_samples(arguments.weights, arguments.count, sheet)
+    results["samples"] = measure.measure_samples(
+        arguments.weights, arguments.count, sheet, workers=arguments.workers
+    )
     print(json.dumps(results, indent=2))
 
 

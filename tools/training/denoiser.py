@@ -14,12 +14,13 @@ from torch import Tensor
 from .autoencoder import to_pixels
 from .networks import Denoiser
 from .tokens import tokenise
-from .workers import Budget, average_gradients, cosine_rate, save_checkpoint
+from .workers import Budget, average_training, cosine_rate, save_checkpoint
 
 PEAK = 1e-3
 BATCH = 32
 EMA = 0.9985
 DROPPED = 0.1  # share of captions replaced by the empty one
+LOCAL_STEPS = 8  # steps that workers take on their own before they average
 ENCODE_BATCH = 64
 
 
@@ -60,24 +61,25 @@ def train(rank: int, count: int, pool: Path, checkpoint: Path, minutes: float, s
         budget = Budget(minutes * 60, state["spent"])
     torch.manual_seed(seed + 1000 * rank + step)
     alphas = alphas_bar()
-    saved, running = time.monotonic(), 0.0
+    saved, running = time.monotonic(), []
     while (share := budget.tick()) < 1:
         for group in optimiser.param_groups:
             group["lr"] = cosine_rate(PEAK, share)
-        loss = _loss(net, *_draw_batch(latents, tokens, BATCH // count), alphas)
-        optimiser.zero_grad()
-        loss.backward()
-        average_gradients(net, count)
-        torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
-        optimiser.step()
-        step += 1
+        for _ in range(LOCAL_STEPS):
+            loss = _loss(net, *_draw_batch(latents, tokens, BATCH // count), alphas)
+            optimiser.zero_grad()
+            loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), 1.0)
+            optimiser.step()
+            running.append(float(loss.detach()))
+        average_training(net, optimiser, count)
+        step += LOCAL_STEPS
         if rank:
             continue
-        _follow(average, net, min(EMA, (1 + step) / (10 + step)))
-        running += float(loss.detach())
-        if step % 100 == 0:
-            print(f"{step} {budget.spent:.0f}s loss {running / 100:.4f}", flush=True)
-            running = 0.0
+        _follow(average, net, min(EMA, (1 + step) / (10 + step)) ** LOCAL_STEPS)
+        if len(running) >= 100:
+            print(f"{step} {budget.spent:.0f}s loss {np.mean(running):.4f}", flush=True)
+            running.clear()
         if time.monotonic() - saved > 120:
             saved = time.monotonic()
             save_checkpoint(checkpoint, _state(net, average, optimiser, budget, step, vocabulary))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 import torch
 from PIL import Image
 from retrace.demo.bundle import DemoModel, load_demo
-from retrace.evaluation.scenes import CheckResult, Scene, check, held_out_prompts, render
+from retrace.evaluation.scenes import CheckResult, check, held_out_prompts, render
 from torch import Tensor
 
 from .host import use_host
@@ -38,22 +39,35 @@ def measure_autoencoder(path: Path, count: int, seed: int = 0) -> dict[str, floa
 
 
 def measure_samples(
-    path: Path, count: int, sheet: Path, steps: int = 50, cfg: float = 5.0, seed: int = 0
+    path: Path, count: int, sheet: Path, steps: int = 50, cfg: float = 5.0, workers: int = 1
 ) -> dict[str, float]:
     """Sample held-out captions with Euler and give the share of each attribute that is right.
 
-    sheet: where a picture of the first 64 samples goes.
+    sheet: where a picture of the first 64 samples goes. workers: one-thread processes.
     """
-    use_host()
-    demo = load_demo(path)
-    prompts = held_out_prompts(count, seed)
-    pictures = []
-    for start in range(0, count, BATCH):
-        texts = [text for _, text in prompts[start : start + BATCH]]
-        pictures.append(sample(demo, texts, steps, cfg, seed + start))
-    images = np.concatenate(pictures)
+    prompts = held_out_prompts(count)
+    tasks = [
+        (path, [text for _, text in prompts[start : start + BATCH]], steps, cfg, start)
+        for start in range(0, count, BATCH)
+    ]
+    with torch.multiprocessing.get_context("spawn").Pool(workers, _enter) as processes:
+        images = np.concatenate(processes.starmap(_sample, tasks, chunksize=1))
     save_sheet(images[:64], sheet)
     return shares([check(image, scene) for image, (scene, _) in zip(images, prompts, strict=True)])
+
+
+def _enter() -> None:
+    torch.set_num_threads(1)
+    use_host()
+
+
+def _sample(path: Path, texts: list[str], steps: int, cfg: float, seed: int) -> np.ndarray:
+    return sample(_load_once(path), texts, steps, cfg, seed)
+
+
+@lru_cache(maxsize=1)
+def _load_once(path: Path) -> DemoModel:
+    return load_demo(path)
 
 
 @torch.inference_mode()
@@ -61,7 +75,7 @@ def sample(demo: DemoModel, texts: list[str], steps: int, cfg: float, seed: int)
     """Sample one picture a caption, "texts 128 128 3" in [0, 1]."""
     import comfy.sample
 
-    noise = torch.randn(len(texts), 4, 16, 16, generator=torch.manual_seed(seed))
+    noise = torch.randn(len(texts), 4, 16, 16, generator=torch.Generator().manual_seed(seed))
     latent = comfy.sample.sample(
         demo.model, noise, steps, cfg, "euler", "normal", encode(demo, texts),
         encode(demo, [""] * len(texts)), torch.zeros_like(noise), disable_pbar=True, seed=seed,
@@ -87,8 +101,3 @@ def save_sheet(images: np.ndarray, path: Path, columns: int = 8) -> None:
     rows = [np.concatenate(images[i : i + columns], 1) for i in range(0, len(images), columns)]
     sheet = (np.concatenate(rows) * 255).round().astype(np.uint8)
     Image.fromarray(sheet).save(path)
-
-
-def compare(scene: Scene, image: np.ndarray) -> float:
-    """Give the PSNR in dB of a picture in [0, 1] against the exact render."""
-    return float(-10 * np.log10(np.square(image - render(scene) / 255.0).mean()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 import time
 from collections.abc import Callable
@@ -29,6 +30,25 @@ def average_gradients(module: nn.Module, count: int) -> None:
     flat /= count
     for gradient, part in zip(gradients, flat.split([g.numel() for g in gradients]), strict=True):
         gradient.copy_(part.view_as(gradient))
+
+
+def average_training(module: nn.Module, optimiser: torch.optim.Optimizer, count: int) -> None:
+    """Replace parameters and AdamW's moments by their means over the workers.
+
+    Between two calls the workers go their own ways and need not wait for each other, which on a
+    shared machine is most of what they would do. Source: Stich 2018 (arXiv:1805.09767), local SGD,
+    with the moments of AdamW averaged too.
+    """
+    if count == 1:
+        return
+    tensors = [p.data for p in module.parameters()]
+    for state in optimiser.state.values():
+        tensors += [state["exp_avg"], state["exp_avg_sq"]]
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    distributed.all_reduce(flat)
+    flat /= count
+    for tensor, part in zip(tensors, flat.split([t.numel() for t in tensors]), strict=True):
+        tensor.copy_(part.view_as(tensor))
 
 
 class Budget:
@@ -68,6 +88,9 @@ def save_checkpoint(path: Path, state: dict) -> None:
 
 
 def _enter(rank: int, target: Callable, count: int, meeting: str, arguments: tuple) -> None:
+    # Linux shares a processor out by session first: in one of its own, a worker gets as much as
+    # any other process, and torch still ends it with its parent
+    os.setsid()
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", init_method=meeting, rank=rank, world_size=count)
     target(rank, count, *arguments)
