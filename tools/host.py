@@ -25,7 +25,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hosting import demo
 from hosting.errors import HostError, RunError, SetupError
-from hosting.layout import REPOSITORY, Host
+from hosting.layout import REPOSITORY, Host, environment
 from hosting.progress import Progress
 from hosting.server import check_port, serve
 from hosting.setup import find_host
@@ -51,18 +51,16 @@ def run_tests(host: Host, arguments: list[str]) -> int:
     """Run pytest over the repository in the host's Python; return its exit status."""
     if not host.owned:
         asked = subprocess.run(
-            [str(host.python), "-c", "import pytest"], capture_output=True, check=False
+            [str(host.python), "-c", "import pytest, pytest_timeout"],
+            capture_output=True,
+            check=False,
         )
         if asked.returncode:
             raise SetupError(
-                f"{host.python} has no pytest: run `{host.python} -m pip install pytest "
-                "pytest-timeout`."
+                f"{host.python} lacks pytest or pytest-timeout: "
+                f"run `{host.python} -m pip install pytest pytest-timeout`."
             )
-    env = {
-        name: value
-        for name, value in os.environ.items()
-        if name not in ("PYTHONPATH", "PYTHONHOME")
-    }
+    env = environment()
     env["RETRACE_COMFYUI"] = str(host.comfyui)
     env.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
     env.setdefault("TOKENIZERS_PARALLELISM", "false")

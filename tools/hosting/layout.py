@@ -36,6 +36,18 @@ class Host:
         return self.home / "base"
 
 
+def environment() -> dict[str, str]:
+    """Return the environment to run the host's Python in.
+
+    Threads that have no work sleep: where they spin, as is the default, a second busy process on a
+    small machine makes each step wait for the other's time slice (measured: 38 s instead of 1.3 s).
+    """
+    unwanted = {"PYTHONPATH", "PYTHONHOME"}
+    env = {name: value for name, value in os.environ.items() if name not in unwanted}
+    env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    return env
+
+
 def host_home() -> Path:
     """Return RETRACE_HOST_DIR, or .host under the repository."""
     return Path(os.environ.get("RETRACE_HOST_DIR") or REPOSITORY / ".host").absolute()

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from .client import Client
 from .errors import HostError, ServerError
-from .layout import Host, prepare_base
+from .layout import Host, environment, prepare_base
 
 ADDRESS = "127.0.0.1"
 HAS_GPU = (
@@ -91,9 +91,13 @@ class Server:
         try:
             with self.log.open("wb") as log:
                 self.process = subprocess.Popen(
-                    self._command(), stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT,
-                    env=self._environment(), cwd=self.host.comfyui,
-                )  # fmt: skip
+                    self._command(),
+                    stdin=subprocess.DEVNULL,
+                    stdout=log,
+                    stderr=subprocess.STDOUT,
+                    env={**environment(), "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"},
+                    cwd=self.host.comfyui,
+                )
             self._wait_until_ready()
         except BaseException:
             self.stop()
@@ -151,11 +155,6 @@ class Server:
         if not self.host.owned:
             command += ["--extra-model-paths-config", str(self.base / "extra_model_paths.yaml")]
         return command + ["--cpu"] * self.cpu + list(self.arguments)
-
-    def _environment(self) -> dict[str, str]:
-        unwanted = {"PYTHONPATH", "PYTHONHOME"}
-        env = {name: value for name, value in os.environ.items() if name not in unwanted}
-        return {**env, "PYTHONUNBUFFERED": "1", "PYTHONIOENCODING": "utf-8"}
 
     def _wait_until_ready(self, timeout: float = 180.0) -> None:
         deadline = time.monotonic() + timeout
