@@ -11,13 +11,11 @@ if str(FOLDER) not in sys.path:
 
 import benches  # noqa: E402
 
-SHARED = ("common", "report")
-
 
 def names() -> list[str]:
-    """List the benches: modules of `benches/` but those that benches share."""
+    """List the benches: modules of `benches/` whose names begin with no underscore."""
     found = [module.name for module in pkgutil.iter_modules(benches.__path__)]
-    return [name for name in found if name not in SHARED]
+    return [name for name in found if not name.startswith("_")]
 
 
 def main(arguments: list[str]) -> int:

@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from retrace.evaluation.scenes import swap_cases
 from retrace.evaluation.scores import Summary, summarise
 
-from .common import Entry, add_arguments, run_cases
-from .report import add_setting_arguments, compare, make_settings, make_table
+from ._common import Entry, add_arguments, run_cases
+from ._report import add_setting_arguments, compare, make_settings, make_table
 
 METHODS = (
     "autoencoder, source",

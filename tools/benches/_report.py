@@ -14,7 +14,7 @@ from retrace.evaluation.scenes import EditCase
 from retrace.evaluation.scores import Summary, summarise
 from retrace.evaluation.settings import Settings
 
-from .common import Entry, Results, run_cases
+from ._common import Entry, Results, run_cases
 
 
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
