@@ -96,7 +96,7 @@ class MasaCtrl:
         auto = round(PUBLISHED_LAYER * layers / PUBLISHED_LAYERS)
         if self.start_layer == AUTO_LAYER and layers:
             return auto
-        if self.start_layer >= layers:
+        if self.start_layer >= layers or not layers:
             raise BlockSelectionError(
                 f"MasaCtrl-Controller: start_layer {self.start_layer}, but this model has {layers} "
                 f"self-attention layers (0 to {layers - 1}); the published {PUBLISHED_LAYER} of "

@@ -145,6 +145,7 @@ class EditPlan:
         """
         controls = tuple(controller.prepare(facts) for controller in self.controllers)
         for site in facts.sites:
+            one_masker(controls, site)
             for step in range(facts.start_step, facts.steps):
                 if site.kind != "cross":
                     for half in ("cond", "uncond"):
@@ -165,6 +166,16 @@ def merge_self_rules(
 def merge_cross_rules(controls: tuple[Control, ...], step: int, site: Site) -> CrossRule | None:
     """Return the one rule for a cross-attention at a step, or None."""
     return only_one(controls, lambda control: control.cross_rule(step, site), step, site)
+
+
+def one_masker(controls: tuple[Control, ...], site: Site) -> None:
+    """Raise PlanError if two controls would mask the keys of one self-attention."""
+    names = [control.name for control in controls if control.masks_keys(site)]
+    if len(names) > 1:
+        raise PlanError(
+            f"{' and '.join(names)} both have masks for the {site.kind}-attention of layer "
+            f"{site.stage}.{site.index}.{site.sub_index}; keep the masks of one of them"
+        )
 
 
 def only_one(controls: tuple[Control, ...], ask: Callable, step: int, site: Site):

@@ -145,10 +145,8 @@ def test_local_blend_gives_the_published_mask_and_latent(name, aligner, prompts)
     region, subtract = kwargs.get("th", (0.3, 0.3))
     words = tuple(word for (word,) in kwargs.get("substruct_words", ())[:1])
     blend = LocalBlend(("cat",), ("dog",), words, threshold=region, subtract_threshold=subtract)
-    sites = tuple(
-        Site("cross", stage, index, 0, index, 2)
-        for stage, index in [("input", 4), ("input", 5), ("output", 3), ("output", 4), ("output", 5)]
-    )
+    addresses = [("input", 4), ("input", 5), ("output", 3), ("output", 4), ("output", 5)]
+    sites = tuple(Site("cross", stage, index, 0, index, 2) for stage, index in addresses)
     run = RunFacts(steps=10, start_step=0, height=32, width=32, images=1, sites=sites)
     prepared = blend.prepare(*prompts[0], run)
     names = ["down_cross.2", "down_cross.3", "up_cross.0", "up_cross.1", "up_cross.2"]
