@@ -16,9 +16,10 @@ from .slots import UPLOADS, Slot, read_slots
 WIDTH, NOTE_WIDTH = 320, 400
 TITLE, SLOT, WIDGET, TEXT, PICTURE = 30, 20, 24, 100, 260  # heights in the page's units
 GAP, MARGIN, HEADING = 24, 20, 50
+MUTED = 2  # litegraph's mode "never"
 CORE_VERSION = "0.3.75"
 GROUP_COLOURS = ("#3f789e", "#8A8", "#b58b2a", "#a1309b", "#88A")
-FILE_WIDGETS = ("ckpt_name", "image")  # what may be chosen differs from machine to machine
+FILE_WIDGETS = ("ckpt_name", "image", "file")  # what may be chosen differs from machine to machine
 
 
 class DrawingError(HostError):
@@ -49,10 +50,11 @@ class Node:
     place: list[int] = field(default_factory=lambda: [0, 0])
     size: list[int] = field(default_factory=lambda: [WIDTH, 0])
     colours: dict[str, str] = field(default_factory=dict)
+    mode: int = 0
 
     def __getattr__(self, name: str) -> Output:
         for slot, (known, kind) in enumerate(self.outputs):
-            if known.lower() == name:
+            if known.lower().replace(" ", "_") == name:
                 return Output(self, slot, kind)
         names = ", ".join(known.lower() for known, _ in self.outputs) or "none"
         raise AttributeError(f"{self.type} has no output {name}; it has {names}")
@@ -70,7 +72,7 @@ class Node:
             "size": self.size,
             "flags": {},
             "order": self.id - 1,
-            "mode": 0,
+            "mode": self.mode,
             "inputs": self.inputs,
             "outputs": outputs,
             "title": self.title,
@@ -97,6 +99,7 @@ class Graph:
         self.links: list[list[Any]] = []
         self.groups: list[dict[str, Any]] = []
         self._x, self._y, self._column = 0, 0, WIDTH
+        self._mode = 0
 
     def note(self, title: str, text: str) -> None:
         """Put a note at the left; call it first."""
@@ -108,12 +111,17 @@ class Graph:
         self._x += NOTE_WIDTH + 2 * GAP
 
     @contextmanager
-    def group(self, title: str, width: int = WIDTH) -> Iterator[None]:
-        """Draw the nodes added inside as one group, a column of its own."""
+    def group(self, title: str, width: int = WIDTH, *, muted: bool = False) -> Iterator[None]:
+        """Draw the nodes added inside as one group, a column of its own.
+
+        muted: the nodes do not run until the user switches them on.
+        """
+        self._mode = MUTED if muted else 0
         first, left = len(self.nodes), self._x
         self._y, self._column = HEADING + TITLE, width
         self._x += MARGIN
         yield
+        self._mode = 0
         members = self.nodes[first:]
         bottom = max(node.place[1] + node.size[1] for node in members)
         right = max(node.place[0] + node.size[0] for node in members) + MARGIN
@@ -147,6 +155,7 @@ class Graph:
         names = described.get("output_name") or described["output"]
         outputs = list(zip(names, described["output"], strict=True))
         node = Node(len(self.nodes) + 1, kind, title, outputs)
+        node.mode = self._mode
         core = not kind.startswith("Retrace")
         node.properties = {
             "Node name for S&R": kind,

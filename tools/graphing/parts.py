@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from .graph import Graph, Node, Output
 
@@ -30,8 +31,12 @@ class Words:
 
 @dataclass(frozen=True)
 class Kit:
-    """A model family that a workflow is made for."""
+    """A model family that a workflow is made for.
 
+    label: what the README calls it. suffix: what its files end in. size: pixels a side.
+    """
+
+    label: str
     suffix: str
     run: str
     size: int
@@ -39,11 +44,13 @@ class Kit:
 
 
 DEMO = Kit(
+    "demo",
     "",
     "press Run; the model and the picture come with Retrace, nothing is downloaded.",
     128,
 )
 SD15 = Kit(
+    "SD1.5",
     "_sd15",
     "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
     "(target), press Run. Needs [Stable Diffusion 1.5](https://huggingface.co/Comfy-Org/"
@@ -57,6 +64,7 @@ SD15 = Kit(
     },
 )
 SDXL = Kit(
+    "SDXL",
     "_sdxl",
     "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
     "(target), press Run. Needs [SDXL 1.0](https://huggingface.co/stabilityai/"
@@ -81,6 +89,7 @@ class Start:
     latent: Output
     pair: Node
     negative: Output
+    words: Words
     demo: bool
 
     @property
@@ -117,31 +126,41 @@ def begin(graph: Graph, kit: Kit, words: Words) -> Start:
         )
         negative = graph.add("CLIPTextEncode", "Negative prompt", clip=loader.clip, text="")
     demo = kit.checkpoint is None
-    return Start(loader, picture, image, latent, pair, negative.conditioning, demo)
+    return Start(loader, picture, image, latent, pair, negative.conditioning, words, demo)
 
 
-def invert(graph: Graph, start: Start, *, pinned: bool = True, steps: int = 50) -> Output:
-    """Draw DDIM inversion, with Direct Inversion behind it if `pinned`."""
-    with graph.group("3  Retrace to noise"):
-        trajectory = graph.add(
-            "RetraceInvertDDIM", model=start.model, positive=start.pair.source,
-            latent=start.latent, steps=steps,
-        ).trajectory  # fmt: skip
-        if pinned:
-            trajectory = graph.add(
-                "RetraceInvertDirectInversion", trajectory=trajectory
-            ).trajectory
+def invert(
+    graph: Graph, start: Start, *, pinned: bool = True, latent: Output | None = None, **given: Any
+) -> Output:
+    """Draw DDIM inversion, with Direct Inversion behind it if `pinned`, inside a group."""
+    trajectory = graph.add(
+        "RetraceInvertDDIM", model=start.model, positive=start.pair.source,
+        latent=latent or start.latent, steps=50, **given,
+    ).trajectory  # fmt: skip
+    if pinned:
+        trajectory = graph.add("RetraceInvertDirectInversion", trajectory=trajectory).trajectory
     return trajectory
 
 
-def sample(graph: Graph, start: Start, model: Output, trajectory: Output, **given) -> Node:
+def prompt_to_prompt(graph: Graph, start: Start, pair: Node | None = None, **given: Any) -> Output:
+    """Draw a P2P-Controller on the checkpoint's model."""
+    prompts = (pair or start.pair).prompts
+    return graph.add("RetraceP2PController", model=start.model, prompts=prompts, **given).model
+
+
+def sample(graph: Graph, start: Start, model: Output, trajectory: Output, **given: Any) -> Node:
     """Draw the Edit-Sampler."""
     given = {"positive": start.pair.target, "negative": start.negative, "cfg": 7.5, **given}
     return graph.add("RetraceEditSampler", model=model, trajectory=trajectory, **given)
 
 
-def show(graph: Graph, start: Start, edit: Node, *, mask: bool = False, prefix: str) -> None:
-    """Draw the last group: the edit, beside it what the inversion kept, and the report."""
+def show(
+    graph: Graph, start: Start, edit: Node, *, prefix: str, mask: bool = False, exact: bool = True
+) -> None:
+    """Draw the last group: the edit, beside it what the inversion kept, and the report.
+
+    exact: whether a Demo-Scene's exact target is the target of this edit.
+    """
     with graph.group("5  Look", 280):
         edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
         graph.add("SaveImage", "Edited", images=edited, filename_prefix=f"Retrace/{prefix}")
@@ -151,5 +170,5 @@ def show(graph: Graph, start: Start, edit: Node, *, mask: bool = False, prefix: 
         graph.add("PreviewImage", "Reconstruction of the source", images=source)
         if mask:
             graph.add("MaskPreview", "Where the edit acted", mask=edit.mask)
-        if start.demo:
+        if start.demo and exact:
             graph.add("PreviewImage", "What a perfect edit looks like", images=start.picture.exact)

@@ -1,4 +1,4 @@
-"""What each workflow of the pack does: one function a promise of the README."""
+"""The workflows of the pack: what each promises, shows and says."""
 
 from __future__ import annotations
 
@@ -6,18 +6,26 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from . import edits
 from .graph import Graph
-from .parts import DEMO, NOTE, SD15, Kit, Start, Words, begin, invert, sample, show
+from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin
 
+PAIR = "a red circle and a yellow star on a striped blue background"
+HEART = "a purple heart on a plain white background"
+RING = "a white ring on a plain green background"
 GIRL = "a drawing of a girl in a pink dress on a green hill"
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One workflow in the versions of several kits."""
+    """One workflow in the versions of several kits.
+
+    promise: its line in the README. what, change, expect: its note.
+    """
 
     name: str
     title: str
+    promise: str
     build: Callable[[Graph, Start], None]
     words: tuple[tuple[Kit, Words], ...]
     what: str
@@ -38,44 +46,29 @@ class Recipe:
         return graph.to_json()
 
 
-def edit_word_swap(graph: Graph, start: Start) -> None:
-    """Swap a word: Prompt-to-Prompt replacement over a pinned source."""
-    trajectory = invert(graph, start)
-    with graph.group("4  Edit"):
-        model = graph.add(
-            "RetraceP2PController", model=start.model, prompts=start.pair.prompts, mode="replace"
-        ).model
-        edit = sample(graph, start, model, trajectory)
-    show(graph, start, edit, prefix="word swap")
+def _words(scene: str, demo: tuple[str, str], photo: tuple[str, str], *more: Kit) -> tuple:
+    """Return the versions: the demo model's, SD1.5's, and more checkpoints with its prompts."""
+    kits = [(DEMO, Words(*demo, scene))]
+    return (*kits, *((kit, Words(*photo)) for kit in (SD15, *more)))
 
 
-def edit_refine(graph: Graph, start: Start) -> None:
-    """Add words: Prompt-to-Prompt refinement over a pinned source."""
-    trajectory = invert(graph, start)
-    with graph.group("4  Edit"):
-        model = graph.add(
-            "RetraceP2PController", model=start.model, prompts=start.pair.prompts, mode="refine",
-            cross_replace=0.4, self_replace=0.4,
-        ).model  # fmt: skip
-        edit = sample(graph, start, model, trajectory)
-    show(graph, start, edit, prefix="refine")
-
+SWAP = _words(
+    "colour", (PAIR, PAIR.replace("red", "green")), (GIRL, GIRL.replace("pink", "blue")), SDXL
+)
+PINNED = (
+    "The picture is retraced to noise under the source prompt, then walked back under the target "
+    "prompt, with Direct Inversion pinning the source to what was retraced. "
+)
 
 RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "edit_word_swap",
         "Swap a word",
-        edit_word_swap,
-        (
-            (DEMO, Words(
-                "a red circle and a yellow star on a striped blue background",
-                "a green circle and a yellow star on a striped blue background", "colour",
-            )),
-            (SD15, Words(GIRL, GIRL.replace("pink", "blue"))),
-        ),
-        "The picture is retraced to noise under the source prompt, then walked back under the "
-        "target prompt. Direct Inversion pins the source to what was retraced, Prompt-to-Prompt "
-        "lends its attention to the edit: so only the swapped word changes.",
+        "one word of the sentence is swapped, the rest of the picture stays",
+        edits.word_swap,
+        SWAP,
+        PINNED + "Prompt-to-Prompt lends the source's attention to the edit, so only what the "
+        "swapped word is about changes.",
         (
             "a word of *target* in Prompt-Pair: the inversion is not run again",
             "**cross_replace** in P2P-Controller: lower gives the new word more freedom",
@@ -87,21 +80,180 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "edit_refine",
         "Add words",
-        edit_refine,
-        (
-            (DEMO, Words(
-                "a white ring on a plain green background",
-                "a white ring and a red star on a plain green background", "more words",
-            )),
-            (SD15, Words(GIRL, GIRL + " full of flowers at night")),
-        ),
-        "Words that are in both prompts keep the source's attention, words that were added get "
-        "their own (Prompt-to-Prompt refinement). Direct Inversion pins the source.",
+        "words are added; what was there keeps its place",
+        edits.refine,
+        _words("more words", (RING, RING.replace("ring", "ring and a red star")),
+               (GIRL, GIRL + " full of flowers at night")),
+        PINNED + "Words that are in both prompts keep the source's attention, words that were "
+        "added get their own (Prompt-to-Prompt refinement).",
         (
             "the words added to *target* in Prompt-Pair",
             "**self_replace** in P2P-Controller: lower it if the new thing does not appear",
             "**cross_replace**: raise it if what was there moves or changes",
         ),
         "what was there stays, what was added appears where there is room.",
+    ),
+    Recipe(
+        "edit_reweight",
+        "Turn a word up or down",
+        "the same sentence with more or less weight on one word",
+        edits.reweight,
+        _words("colour", (PAIR, PAIR), (GIRL, GIRL)),
+        PINNED + "Source and target prompt are the same; P2P-Controller multiplies the attention "
+        "map of one word (Prompt-to-Prompt reweighting).",
+        (
+            "the word and its factor in **reweight**: `star: 0.3, striped: 2`; negative suppresses",
+            "**cross_replace**: the factors act inside this window",
+        ),
+        "a little more, or less, of what the word says; 1 changes nothing.",
+    ),
+    Recipe(
+        "edit_local_blend",
+        "Change only where the word is",
+        "a word swap that may touch only the region the word attends to (LocalBlend)",
+        edits.local_blend,
+        _words("shape", (HEART, HEART.replace("heart", "star")),
+               (GIRL, GIRL.replace("pink", "blue")), SDXL),
+        PINNED + "LocalBlend looks where *blend_source* and *blend_target* attend and keeps the "
+        "source everywhere else, so the words inside may change freely.",
+        (
+            "**blend_source**, **blend_target** in P2P-Controller: words of the two prompts",
+            "**blend_threshold**: higher makes the region smaller",
+            "**blend_start**: how many steps pass before the first blend",
+        ),
+        "the mask shows the region; outside it the picture is the source's.",
+    ),
+    Recipe(
+        "edit_inside_mask",
+        "Change only inside a mask",
+        "a word swap kept inside a mask of yours",
+        edits.inside_mask,
+        _words("colour", (PAIR, PAIR.replace("red", "green")),
+               (GIRL, GIRL.replace("pink", "blue"))),
+        PINNED + "A mask on the Edit-Sampler keeps the source outside it at every step. With a "
+        "photo: right-click it, *Open in MaskEditor*, paint what may change.",
+        (
+            "the mask; a little larger than the thing is better than too tight",
+            "**self_replace** in P2P-Controller: with a mask it may be lower",
+        ),
+        "nothing changes outside the mask.",
+    ),
+    Recipe(
+        "edit_masactrl",
+        "Move it, keep its looks",
+        "a new place, size or pose with the source's appearance (MasaCtrl)",
+        edits.masactrl,
+        _words("shape", (HEART, HEART.replace("heart", "heart at the right")),
+               (GIRL, GIRL.replace("a girl", "a jumping girl"))),
+        PINNED + "From *start_step* on the target's self-attention looks up the source's content: "
+        "the prompt decides on the layout first, the source fills it.",
+        (
+            "the pose or place in *target*",
+            "**start_step** in MasaCtrl-Controller: later (a larger fraction) lets more change",
+            "**start_layer**: deeper layers only carry texture",
+        ),
+        "the layout follows the target prompt, the looks follow the source.",
+    ),
+    Recipe(
+        "edit_plug_and_play",
+        "Repaint, keep the layout",
+        "everything is repainted in the source's layout (Plug-and-Play)",
+        edits.plug_and_play,
+        _words("colour",
+               (PAIR, "a pink circle and a white star on a checkered green background"),
+               (GIRL, "an oil painting of a woman in a red dress on a hill in autumn")),
+        PINNED + "The source's decoder features and self-attention are used for the target.",
+        (
+            "*target*: say all of what the picture shall show",
+            "**feature_fraction** in PnP-Controller: lower frees the layout",
+            "**attention_fraction**: lower frees the fine structure",
+        ),
+        "other colours and textures, the same composition.",
+    ),
+    Recipe(
+        "edit_null_text",
+        "Null-text inversion",
+        "the published, optimising way to a faithful source",
+        edits.null_text,
+        SWAP[:2],
+        "Instead of pinning the source, the unconditional embedding of every step is optimised "
+        "until guided sampling retraces the inversion. Slow, but done once a picture: it is not "
+        "run again when the target changes.",
+        (
+            "a word of *target* in Prompt-Pair",
+            "**inner_steps**: fewer are faster and less exact",
+            "**cfg**: the same in Invert-NullText-Optimize and Edit-Sampler",
+        ),
+        "the losses fall; the reconstruction is nearly the picture.",
+    ),
+    Recipe(
+        "edit_negative_prompt",
+        "Negative-prompt inversion",
+        "nearly null-text inversion with no optimisation, with proximal guidance",
+        edits.negative_prompt,
+        SWAP[:2],
+        "The source prompt stands in as negative prompt, so guidance vanishes for the source; "
+        "proximal guidance drops what is left of it where the prompts agree.",
+        (
+            "**quantile** in Proximal-Guidance: higher edits less of the picture",
+            "**pull**: how fast the rest goes back to the inversion",
+        ),
+        "a fast edit with no pinning; a little less exact than Direct Inversion.",
+    ),
+    Recipe(
+        "invert_once_edit_many",
+        "Invert once, edit many",
+        "one inversion, three edits of it",
+        edits.edit_many,
+        SWAP[:2],
+        "The trajectory goes to three Edit-Samplers. Change a target and only its edit runs "
+        "again: ComfyUI keeps the inversion.",
+        (
+            "the *target* of any Prompt-Pair; *source* must stay what was inverted",
+            "add more: copy a group, wire *trajectory*, *model*, *clip* and *negative*",
+        ),
+        "three edits for the price of one inversion.",
+    ),
+    Recipe(
+        "batch",
+        "Many pictures at once",
+        "a batch of images through every node at once",
+        edits.batch,
+        SWAP[:2],
+        PINNED + "A LATENT batch is a batch of images: here the picture and its mirror image, "
+        "which the same prompts describe.",
+        (
+            "the pictures: any that one source prompt fits, all of one size",
+            "a word of *target* in Prompt-Pair",
+        ),
+        "each picture gets its own edit, the same as alone.",
+    ),
+    Recipe(
+        "attention_viewer",
+        "See where words look",
+        "heat maps of the source's words over the picture",
+        edits.attention_viewer,
+        SWAP[:2],
+        "Attention-Capture records the source's cross-attention along the inversion; "
+        "Attention-Viewer averages it over steps and layers and draws a tile a word.",
+        (
+            "**words** in Attention-Viewer: the ones you want, separated by commas",
+            "**start**, **end**: early steps show layout, late ones texture",
+        ),
+        "a word that lights up the wrong place is a word to change before editing.",
+    ),
+    Recipe(
+        "save_and_load",
+        "Save an inversion, edit another day",
+        "a trajectory as a filmstrip, saved to a file and edited from it",
+        edits.save_and_load,
+        SWAP[:2],
+        "Trajectory-Viewer shows the states on the way and how well sampling retraces them. "
+        "Save-Trajectory writes them to the output folder.",
+        (
+            "after the first run: reload the page's node definitions (*R*), choose the file in "
+            "Load-Trajectory, select the last group and press *Ctrl+M* to switch it on",
+        ),
+        "a strip from picture to noise; a plot of the round trip's error.",
     ),
 )

@@ -1,0 +1,190 @@
+"""The graphs behind the two groups that all workflows begin with: one function a workflow."""
+
+from __future__ import annotations
+
+from .graph import Graph
+from .parts import Start, invert, prompt_to_prompt, sample, show
+
+NOISE, EDIT = "3  Retrace to noise", "4  Edit"
+SAVED = "retrace/trajectory_00001_.trajectory.safetensors [output]"  # the first that is saved
+
+
+def word_swap(graph: Graph, start: Start) -> None:
+    """Prompt-to-Prompt replacement over a pinned source."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        edit = sample(graph, start, prompt_to_prompt(graph, start, mode="replace"), trajectory)
+    show(graph, start, edit, prefix="word swap")
+
+
+def refine(graph: Graph, start: Start) -> None:
+    """Prompt-to-Prompt refinement over a pinned source."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        model = prompt_to_prompt(graph, start, mode="refine", self_replace=0.4)
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="refine")
+
+
+def reweight(graph: Graph, start: Start) -> None:
+    """Prompt-to-Prompt with a factor on one word."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    word = "yellow" if start.demo else "pink"
+    with graph.group(EDIT):
+        model = prompt_to_prompt(graph, start, cross_replace=0.8, reweight=f"{word}: 3")
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="reweight", exact=False)
+
+
+def local_blend(graph: Graph, start: Start) -> None:
+    """A word swap that may touch only the word's own region."""
+    words = ("heart", "star") if start.demo else ("dress", "dress")
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        model = prompt_to_prompt(
+            graph, start, mode="replace", self_replace=0.3, blend_source=words[0],
+            blend_target=words[1],
+        )  # fmt: skip
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="local blend", mask=True)
+
+
+def inside_mask(graph: Graph, start: Start) -> None:
+    """A word swap kept inside a mask of the user's."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        drawn = start.picture.changed if start.demo else start.picture.mask
+        grown = graph.add("GrowMask", "A little larger", mask=drawn, expand=6).mask
+        model = prompt_to_prompt(graph, start, mode="replace")
+        edit = sample(graph, start, model, trajectory, mask=grown)
+    show(graph, start, edit, prefix="inside mask", mask=True)
+
+
+def masactrl(graph: Graph, start: Start) -> None:
+    """Mutual self-attention: the thing keeps its looks and takes another pose or place."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        model = graph.add("RetraceMasaCtrlController", model=start.model, start_step=0.08).model
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="masactrl", exact=False)
+
+
+def plug_and_play(graph: Graph, start: Start) -> None:
+    """Feature and attention injection: the layout stays, everything is repainted."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        model = graph.add("RetracePnPController", model=start.model).model
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="plug and play", exact=False)
+
+
+def null_text(graph: Graph, start: Start) -> None:
+    """Null-text optimisation instead of pinning: the published way to a faithful source."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start, pinned=False)
+        refined = graph.add(
+            "RetraceInvertNullText", model=start.model, trajectory=trajectory,
+            negative=start.negative, cfg=7.5,
+        )  # fmt: skip
+        graph.add("PreviewImage", "Loss over all inner steps", images=refined.loss_curve)
+    with graph.group(EDIT):
+        model = prompt_to_prompt(graph, start, mode="replace")
+        edit = sample(graph, start, model, refined.trajectory)
+    show(graph, start, edit, prefix="null text")
+
+
+def negative_prompt(graph: Graph, start: Start) -> None:
+    """Negative-prompt inversion with proximal guidance: no optimisation, no pinning."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start, pinned=False)
+        refined = graph.add(
+            "RetraceInvertNegativePrompt", trajectory=trajectory, negative=start.negative
+        ).trajectory
+    with graph.group(EDIT):
+        model = prompt_to_prompt(graph, start, mode="replace")
+        model = graph.add("RetraceProximalGuidance", model=model).model
+        edit = sample(graph, start, model, refined)
+    show(graph, start, edit, prefix="negative prompt")
+
+
+def edit_many(graph: Graph, start: Start) -> None:
+    """One inversion, three edits."""
+    targets = (
+        [start.words.target]
+        + [start.words.source.replace(*swap) for swap in (("red", "pink"), ("star", "heart"))]
+        if start.demo
+        else [start.words.source.replace("pink", colour) for colour in ("blue", "red", "black")]
+    )
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    for number, target in enumerate(targets):
+        with graph.group(f"4.{number + 1}  Edit", 300):
+            pair = start.pair
+            if number:
+                pair = graph.add(
+                    "RetracePromptPair", f"Prompt-Pair {number + 1}", clip=start.loader.clip,
+                    source=start.words.source, target=target,
+                )  # fmt: skip
+            model = prompt_to_prompt(graph, start, pair, mode="replace")
+            edit = sample(
+                graph, start, model, trajectory, positive=pair.target, reconstruct=False
+            )
+            image = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
+            graph.add(
+                "SaveImage", f"Edited {number + 1}", images=image,
+                filename_prefix="Retrace/one of many",
+            )  # fmt: skip
+
+
+def batch(graph: Graph, start: Start) -> None:
+    """Two images at once: the picture and its mirror image."""
+    with graph.group(NOISE):
+        mirrored = graph.add(
+            "ImageFlip", "Mirror image", image=start.image, flip_method="y-axis: horizontally"
+        ).image
+        both = graph.add("ImageBatch", "Two pictures", image1=start.image, image2=mirrored).image
+        latent = graph.add("VAEEncode", pixels=both, vae=start.vae).latent
+        trajectory = invert(graph, start, latent=latent)
+    with graph.group(EDIT):
+        edit = sample(graph, start, prompt_to_prompt(graph, start, mode="replace"), trajectory)
+    show(graph, start, edit, prefix="batch", exact=False)
+
+
+def attention_viewer(graph: Graph, start: Start) -> None:
+    """Record cross-attention over the inversion's states and draw it."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start)
+    with graph.group("4  Look at attention", 400):
+        attention = graph.add(
+            "RetraceAttentionCapture", model=start.model, trajectory=trajectory, sites="cross"
+        ).attention
+        maps = graph.add(
+            "RetraceAttentionViewer", attention=attention, prompts=start.pair.prompts,
+            image=start.image,
+        ).heat_maps  # fmt: skip
+        graph.add("SaveImage", "Heat maps", images=maps, filename_prefix="Retrace/attention")
+
+
+def save_and_load(graph: Graph, start: Start) -> None:
+    """Look at a trajectory, save it, and edit from the file on another day."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start, pinned=False)
+    with graph.group("4  Look and save", 400):
+        graph.add("RetraceTrajectoryViewer", trajectory=trajectory, vae=start.vae,
+                  model=start.model)  # fmt: skip
+        graph.add("RetraceSaveTrajectory", trajectory=trajectory)
+    with graph.group("5  Another day: switch these on", muted=True):
+        loaded = graph.add("RetraceLoadTrajectory", file=SAVED).trajectory
+        pinned = graph.add("RetraceInvertDirectInversion", trajectory=loaded).trajectory
+        model = prompt_to_prompt(graph, start, mode="replace")
+        edit = sample(graph, start, model, pinned)
+        graph.column()
+        image = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
+        graph.add("SaveImage", "Edited", images=image, filename_prefix="Retrace/from a file")
