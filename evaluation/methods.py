@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..attention.local_blend import LocalBlend
 from ..attention.masactrl import MasaCtrl
 from ..attention.plug_and_play import PlugAndPlay
+from .inversion_methods import INVERSIONS, ROUND_TRIPS
 from .workbench import Method, Outcome, Workbench
 
 MASACTRL_START = 0.08  # of the steps: the published step 4 of 50
@@ -79,4 +80,6 @@ METHODS: dict[str, Method] = {
     "DirectInversion + MasaCtrl": direct_masactrl,
     "PnP": plug_and_play,
     "DirectInversion + PnP": direct_plug_and_play,
+    **INVERSIONS,
+    **ROUND_TRIPS,
 }

@@ -20,7 +20,8 @@ class Score:
     right: the swapped attribute is the target's; all_right: so is everything a caption says.
     keep: PSNR in dB to the source where source and exact target are equal; keep_published: the
     same in the published convention; keep_ssim: SSIM there. exact: PSNR to the exact target.
-    reconstruction: PSNR of the method's source branch to the source picture.
+    reconstruction: PSNR of the method's source branch to the source picture; latent: the same to
+    the autoencoder's own picture of it, which sees what the autoencoder's error would hide.
     rows: row-forwards of inversion and edit; seconds: both together.
     """
 
@@ -34,6 +35,7 @@ class Score:
     keep_ssim: float
     exact: float
     reconstruction: float
+    latent: float
     rows: tuple[int, int]
     seconds: float
 
@@ -44,23 +46,27 @@ def score_batch(
     cases: Sequence[EditCase],
     edited: Tensor,
     reconstructed: Tensor,
+    round_trip: Tensor,
     rows: tuple[int, int],
     seconds: float,
 ) -> list[Score]:
     """Score the pictures a method made of a batch.
 
-    edited, reconstructed: "batch height width 3" in [0, 1].
+    edited, reconstructed, round_trip (the autoencoder's of the source): "batch height width 3" in
+    [0, 1].
     """
     source, target = (
         to_pictures([getattr(case, name) for case in cases])
         for name in ("source_image", "target_image")
     )
     keep = torch.from_numpy(np.stack([case.keep_mask for case in cases])).float()
-    picture = edited.movedim(-1, 1).clamp(0, 1)
+    picture, sampled, ideal = (
+        tensor.movedim(-1, 1).clamp(0, 1) for tensor in (edited, reconstructed, round_trip)
+    )
     stays = metrics.masked(picture, source, keep)
     published = metrics.blanked(picture, source, keep)
     exact = metrics.psnr(picture, target)
-    reconstruction = metrics.psnr(reconstructed.movedim(-1, 1).clamp(0, 1), source)
+    reconstruction, latent = metrics.psnr(sampled, source), metrics.psnr(sampled, ideal)
     scores = []
     for i, (number, case) in enumerate(zip(numbers, cases, strict=True)):
         checked = check(edited[i].numpy(), case.target)
@@ -76,6 +82,7 @@ def score_batch(
                 keep_ssim=float(stays.ssim[i]),
                 exact=float(exact[i]),
                 reconstruction=float(reconstruction[i]),
+                latent=float(latent[i]),
                 rows=rows,
                 seconds=seconds,
             )
@@ -101,6 +108,11 @@ def to_pictures(images: Sequence[np.ndarray]) -> Tensor:
     return torch.from_numpy(np.stack(images)).movedim(-1, 1).float() / 255
 
 
+MEANS = (
+    "keep", "keep_published", "keep_ssim", "exact", "reconstruction", "latent", "seconds",
+)  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Summary:
     """Means of a method's scores; right: share by attribute."""
@@ -114,6 +126,7 @@ class Summary:
     keep_ssim: float
     exact: float
     reconstruction: float
+    latent: float
     rows: tuple[int, int]
     seconds: float
 
@@ -134,7 +147,7 @@ def _summary(method: str, scores: list[Score]) -> Summary:
     }
     means = {
         name: metrics.mean_of_finite([getattr(score, name) for score in scores])
-        for name in ("keep", "keep_published", "keep_ssim", "exact", "reconstruction", "seconds")
+        for name in MEANS
     }
     inversion, edit = (round(float(np.mean([score.rows[i] for score in scores]))) for i in (0, 1))
     return Summary(

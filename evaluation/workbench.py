@@ -95,9 +95,12 @@ class Workbench:
 
     def ddim(self) -> Trajectory:
         """Invert with DDIM at cfg 1 and keep the source branch free."""
-        return self.once("ddim", lambda: invert(
-            self.model, self.source, self.latent, steps=self.settings.steps
-        )[0])  # fmt: skip
+        return self.once("ddim", self.invert)
+
+    def invert(self, **options: Any) -> Trajectory:
+        """Invert with DDIM and further options of `host.inversion.invert`."""
+        steps = self.settings.steps
+        return invert(self.model, self.source, self.latent, steps=steps, **options)[0]
 
     def pinned(self, trajectory: Trajectory) -> Trajectory:
         """Put Direct Inversion on a trajectory."""
@@ -116,10 +119,18 @@ class Workbench:
         return PromptToPrompt(self.prompts, **{**windows, **changes})
 
     def edit(
-        self, trajectory: Trajectory, *controllers: Any, reconstruct: bool = False, **options: Any
+        self,
+        trajectory: Trajectory,
+        *controllers: Any,
+        model: Any = None,
+        reconstruct: bool = False,
+        **options: Any,
     ) -> Outcome:
-        """Edit with the target prompts under some controllers, in the order given."""
-        model = self.model
+        """Edit with the target prompts under some controllers, in the order given.
+
+        model: another MODEL than the demo's, with what is on it already.
+        """
+        model = self.model if model is None else model
         for controller in controllers:
             model = with_controller(model, controller)
         options = {"cfg": self.settings.cfg, **options}
@@ -131,6 +142,19 @@ class Workbench:
         return Outcome(
             result.edited,
             result.source,
+            (rows // count, result.report["row_forwards"] // count),
+            (seconds + result.report["seconds"]) / count,
+        )
+
+
+    def retrace(self, trajectory: Trajectory) -> Outcome:
+        """Sample back with the source prompts at cfg 1 and nothing else: the round trip."""
+        free = trajectory.replace(source_rule=SourceRule())
+        result = run_edit(self.model, free, self.source, None, cfg=1.0, reconstruct=False)
+        (rows, seconds), count = spent(trajectory), len(self.cases)
+        return Outcome(
+            result.edited,
+            result.edited,
             (rows // count, result.report["row_forwards"] // count),
             (seconds + result.report["seconds"]) / count,
         )

@@ -12,7 +12,7 @@ CASES = swap_cases(4, seed=3)
 def score(method, pictures):
     images = to_pictures(pictures).movedim(1, -1)
     source = to_pictures([case.source_image for case in CASES]).movedim(1, -1)
-    return score_batch(method, range(4), CASES, images, source, (50, 130), 0.5)
+    return score_batch(method, range(4), CASES, images, source, source, (50, 130), 0.5)
 
 
 def test_the_exact_target_scores_perfectly():

@@ -121,13 +121,15 @@ def work(task: Task) -> Results:
 
     bench = workbench.Workbench(STATE["demo"], task.cases, task.entries[0].settings)
     results = Results()
+    round_trip = bench.decode(bench.latent["samples"])
     for label, name, settings in task.entries:
         bench.settings = settings
         outcome = methods.METHODS[name](bench)
         edited, source = bench.decode(outcome.edited), bench.decode(outcome.source)
         results.scores += score_batch(
-            label, task.numbers, task.cases, edited, source, outcome.rows, outcome.seconds
-        )
+            label, task.numbers, task.cases, edited, source, round_trip, outcome.rows,
+            outcome.seconds,
+        )  # fmt: skip
         for number, picture in zip(task.numbers, edited, strict=True):
             if number in task.pictured:
                 results.pictures[label, number] = np.uint8(picture.clamp(0, 1) * 255 + 0.5)
