@@ -206,7 +206,7 @@ def test_automatic_masks_come_from_this_steps_maps_only():
     control.observe(5, SD15[0], maps, 1 - maps)
     keys = control.key_mask(5, site)
     assert keys.source.shape == (1, 1024)
-    assert float(keys.source.float().mean()) == pytest.approx(0.9, abs=0.01)  # from 0.1 of the range
+    assert float(keys.source.float().mean()) == pytest.approx(0.9, abs=0.01)  # 0.1 to 1
     assert bool(keys.source[0, -1]) and not bool(keys.target[0, -1])
     assert control.key_mask(6, site) is None
 
