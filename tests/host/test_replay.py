@@ -74,6 +74,42 @@ def test_a_replayed_edit_equals_the_live_one(model, pair, trajectory, prompts, s
     assert float((plain.edited - live.edited).norm()) > 0.01 * float(live.edited.norm())
 
 
+def controllers(pair) -> dict:
+    from retrace.attention.key_masks import make_auto_mask
+    from retrace.attention.local_blend import make_blend
+    from retrace.attention.masactrl import MasaCtrl
+    from retrace.attention.plug_and_play import PlugAndPlay
+
+    blend = make_blend(("cat",), ("dog",), (), 0.3, 0.0)
+    auto = make_auto_mask(pair, ("cat",), ("dog",), 0.1)
+    return {
+        "refine and reweight": [p2p(pair, mode="refine", reweight=(("dog", 2.0),))],
+        "local blend": [p2p(pair, blend=blend, cross_replace=(0.0, 0.8))],
+        "mutual attention": [MasaCtrl(start_step=1, start_layer=3)],
+        "automatic masks": [MasaCtrl(start_step=1, start_layer=3, auto=auto)],
+        "injected maps": [PlugAndPlay(0.0, 0.5)],
+        "unified": [p2p(pair, self_replace=(0.0, 0.0)), MasaCtrl(start_step=1, start_layer=3)],
+    }
+
+
+@pytest.mark.parametrize(
+    "name", ["refine and reweight", "local blend", "mutual attention", "automatic masks",
+             "injected maps", "unified"],
+)
+def test_every_controller_replays(name, model, pair, trajectory, prompts, store):
+    from retrace.host.editing import run_edit, with_controller
+
+    live = replaying = model
+    for controller in controllers(pair)[name]:
+        live = with_controller(live, controller)
+        replaying = with_controller(replaying, controller, store)
+    inputs = trajectory, prompts["target"], prompts["negative"]
+    expected, replayed = run_edit(live, *inputs), run_edit(replaying, *inputs)
+    close(replayed.edited, expected.edited, 1e-3)
+    assert replayed.report["row_forwards"] == STEPS * 2 * 2
+    assert torch.equal(replayed.mask, expected.mask)
+
+
 def test_a_replayed_edit_costs_target_rows_only(model, pair, trajectory, prompts, store):
     images = 2
     live = edit(model, p2p(pair), trajectory, prompts)
