@@ -130,7 +130,7 @@ def edit_many(graph: Graph, start: Start) -> None:
             if number:
                 pair = graph.add(
                     "RetracePromptPair", f"Prompt-Pair {number + 1}", clip=start.loader.clip,
-                    source=start.words.source, target=target,
+                    source=start.text, target=target,
                 )  # fmt: skip
             model = prompt_to_prompt(graph, start, pair, mode="replace")
             edit = sample(

@@ -52,8 +52,8 @@ DEMO = Kit(
 SD15 = Kit(
     "SD1.5",
     "_sd15",
-    "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
-    "(target), press Run. Needs [Stable Diffusion 1.5](https://huggingface.co/Comfy-Org/"
+    "load your photo in *Photo*, write what it shows in *What the photo shows* and what it should "
+    "show in Prompt-Pair, press Run. Needs [Stable Diffusion 1.5](https://huggingface.co/Comfy-Org/"
     "stable-diffusion-v1-5-archive) in `models/checkpoints`; any SD1.5 checkpoint does.",
     512,
     {
@@ -66,8 +66,8 @@ SD15 = Kit(
 SDXL = Kit(
     "SDXL",
     "_sdxl",
-    "load your photo in *Photo*, say in Prompt-Pair what it shows (source) and what it should show "
-    "(target), press Run. Needs [SDXL 1.0](https://huggingface.co/stabilityai/"
+    "load your photo in *Photo*, write what it shows in *What the photo shows* and what it should "
+    "show in Prompt-Pair, press Run. Needs [SDXL 1.0](https://huggingface.co/stabilityai/"
     "stable-diffusion-xl-base-1.0) in `models/checkpoints`; any SDXL checkpoint does.",
     1024,
     {
@@ -88,6 +88,8 @@ class Start:
     image: Output
     latent: Output
     pair: Node
+    text: Output
+    source: Output
     negative: Output
     words: Words
     demo: bool
@@ -121,12 +123,17 @@ def begin(graph: Graph, kit: Kit, words: Words) -> Start:
             image = picture.image
         latent = graph.add("VAEEncode", pixels=image, vae=loader.vae).latent
     with graph.group("2  Say what changes", 380):
+        # the source text is a node of its own: were it typed into Prompt-Pair, changing the
+        # target there would make the host run the inversion again
+        text = graph.add("PrimitiveStringMultiline", "What the photo shows", value=words.source)
+        source = graph.add("CLIPTextEncode", "Source prompt", clip=loader.clip, text=text.string)
         pair = graph.add(
-            "RetracePromptPair", clip=loader.clip, source=words.source, target=words.target
+            "RetracePromptPair", clip=loader.clip, source=text.string, target=words.target
         )
         negative = graph.add("CLIPTextEncode", "Negative prompt", clip=loader.clip, text="")
     demo = kit.checkpoint is None
-    return Start(loader, picture, image, latent, pair, negative.conditioning, words, demo)
+    encoded = (source.conditioning, negative.conditioning)
+    return Start(loader, picture, image, latent, pair, text.string, *encoded, words, demo)
 
 
 def invert(
@@ -134,7 +141,7 @@ def invert(
 ) -> Output:
     """Draw DDIM inversion, with Direct Inversion behind it if `pinned`, inside a group."""
     trajectory = graph.add(
-        "RetraceInvertDDIM", model=start.model, positive=start.pair.source,
+        "RetraceInvertDDIM", model=start.model, positive=start.source,
         latent=latent or start.latent, steps=50, **given,
     ).trajectory  # fmt: skip
     if pinned:

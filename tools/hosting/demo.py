@@ -226,14 +226,27 @@ def set_input(prompt: Prompt, node_type: str, name: str, value: Any) -> None:
     if not any(name in node["inputs"] for node in nodes):
         raise HostError(f"no {node_type} of the workflow has an input {name}: leave it out.")
     for node in nodes:
-        node["inputs"][name] = value
+        holder, key = follow(prompt, node, name)
+        holder["inputs"][key] = value
+
+
+def follow(prompt: Prompt, node: dict[str, Any], name: str) -> tuple[dict[str, Any], str]:
+    """Return the node and input in which a value is typed, behind primitive nodes."""
+    value = node["inputs"].get(name)
+    if isinstance(value, list):
+        origin = prompt[value[0]]
+        if origin["class_type"].startswith("Primitive"):
+            return origin, "value"
+    return node, name
 
 
 def get_input(prompt: Prompt, node_type: str, name: str) -> str:
     """Return a text that a node of a type was given, "" if there is none."""
     for node in prompt.values():
-        if node["class_type"] == node_type and isinstance(node["inputs"].get(name), str):
-            return node["inputs"][name]
+        if node["class_type"] == node_type:
+            holder, key = follow(prompt, node, name)
+            if isinstance(text := holder["inputs"].get(key), str):
+                return text
     return ""
 
 
