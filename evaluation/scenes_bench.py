@@ -89,10 +89,13 @@ def edited_objects(case: EditCase) -> tuple[SceneObject | None, SceneObject | No
 def phrases(case: EditCase) -> tuple[str, str]:
     """Name the object that an edit changes before and after: "red circle", "red star".
 
-    Empty where there is none: before an object is added, after it is deleted.
+    Empty where there is none: before an object is added, after it is deleted. A colour that the
+    caption does not say is left out.
     """
+    texts = (case.source_caption.split(), case.target_caption.split())
     before, after = (
-        f"{item.colour} {item.shape}" if item else "" for item in edited_objects(case)
+        " ".join(word for word in (item.colour, item.shape) if word in text) if item else ""
+        for item, text in zip(edited_objects(case), texts, strict=True)
     )
     return before, after
 
@@ -139,6 +142,21 @@ def draw_move(rng: np.random.Generator) -> EditCase:
         texts = caption(source, "position"), caption(target, "position")
         if texts[1].split() == [after if word == before else word for word in words]:
             return EditCase(source, target, *texts, "position", before, after, 0)
+
+
+def draw_reshapes(count: int, seed: int) -> list[EditCase]:
+    """Draw shape swaps of single objects whose colour no caption says: only the picture has it."""
+    found: list[EditCase] = []
+    for case in swap_cases(6 * count, seed, ("shape",)):
+        (item, *others) = case.source.objects
+        if not others and len(found) < count:
+            texts = (
+                text.replace(f"a {item.colour} ", "a ", 1)
+                for text in (case.source_caption, case.target_caption)
+            )
+            source, target = texts
+            found.append(dataclasses.replace(case, source_caption=source, target_caption=target))
+    return found
 
 
 def mirrored(place: float) -> float:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 from . import metrics
 from .scenes import CheckResult, EditCase, check
+from .scenes.render import SHADE, coverage, pixel_centres
+from .scenes.vocabulary import CANVAS, COLOURS
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,8 @@ class Score:
     same in the published convention; keep_ssim: SSIM there. exact: PSNR to the exact target.
     reconstruction: PSNR of the method's source branch to the source picture; latent: the same to
     the autoencoder's own picture of it, which sees what the autoencoder's error would hide.
+    look: levels (RGB distance) between the edited object's colour and what the source's has, where
+    the edit leaves colours alone; nan elsewhere.
     rows: row-forwards of inversion and edit; seconds: both together.
     """
 
@@ -36,6 +40,7 @@ class Score:
     exact: float
     reconstruction: float
     latent: float
+    look: float
     rows: tuple[int, int]
     seconds: float
 
@@ -83,11 +88,27 @@ def score_batch(
                 exact=float(exact[i]),
                 reconstruction=float(reconstruction[i]),
                 latent=float(latent[i]),
+                look=look_error(edited[i].numpy(), case),
                 rows=rows,
                 seconds=seconds,
             )
         )
     return scores
+
+
+def look_error(picture: np.ndarray, case: EditCase) -> float:
+    """Return how far the object's colour is from the source's, in levels; see `Score`.
+
+    picture: "height width 3" in [0, 1]. Read inside the object of the exact target.
+    """
+    if case.attribute not in ("shape", "position"):
+        return float("nan")
+    before, after = (scene.objects[case.object_index] for scene in (case.source, case.target))
+    ys, xs = pixel_centres(picture.shape[0])
+    place = (after.x, after.y, 0.85 * after.radius)  # the border is mixed with the background
+    inside = coverage(after.shape, xs, ys, place, CANVAS / picture.shape[0]) > 0.5
+    wanted = np.array(COLOURS[before.colour], np.float32) + SHADE * before.shade
+    return float(np.linalg.norm(np.median(picture[inside], axis=0) * 255 - wanted))
 
 
 def is_right(checked: CheckResult, attribute: str) -> bool:
@@ -115,7 +136,7 @@ MEANS = (
 
 @dataclass(frozen=True)
 class Summary:
-    """Means of a method's scores; right: share by attribute."""
+    """Means of a method's scores; right: share by attribute; look: of edits that are right."""
 
     method: str
     count: int
@@ -127,6 +148,7 @@ class Summary:
     exact: float
     reconstruction: float
     latent: float
+    look: float
     rows: tuple[int, int]
     seconds: float
 
@@ -155,6 +177,7 @@ def _summary(method: str, scores: list[Score]) -> Summary:
         count=len(scores),
         right=right,
         all_right=float(np.mean([score.all_right for score in scores])),
+        look=metrics.mean_of_finite([score.look for score in scores if score.right]),
         rows=(inversion, edit),
         **means,
     )

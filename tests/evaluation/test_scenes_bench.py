@@ -60,3 +60,12 @@ def test_edited_words_are_in_brackets_and_instructions_read_well(cases):
     ]
     assert found["delete"].instruction == f"remove the {found['delete'].case.source_word}"
     assert found["add"].blended == "" and len(found["shape"].blended.split()) == 2
+
+
+def test_reshapes_say_no_colour_and_swap_one_word():
+    found = scenes_bench.draw_reshapes(5, seed=1)
+    assert len(found) == 5
+    for case in found:
+        (item,) = case.source.objects
+        assert case.source_caption.startswith(f"a {item.shape} on a ")
+        assert scenes_bench.phrases(case) == (case.source_word, case.target_word)

@@ -43,3 +43,17 @@ def test_summaries_average_over_cases_and_split_by_attribute():
     assert nothing.right == {"colour": 0, "shape": 0} and exact.right == {"colour": 1, "shape": 1}
     assert exact.rows == (50, 130) and exact.count == 4
     assert nothing.exact == pytest.approx(sum(s.exact for s in scores[:4]) / 4)
+
+
+def test_the_look_is_the_source_object_s_colour_with_its_shade():
+    reshaped = [one for one in score("exact", [case.target_image for case in CASES])
+                if one.attribute == "shape"]  # fmt: skip
+    assert reshaped and all(one.look < 1.0 for one in reshaped)
+    darker = [one for one in score("dark", [case.target_image - case.target_image // 8
+                                            for case in CASES]) if one.attribute == "shape"]
+    assert all(one.look > 3.0 for one in darker)
+
+
+def test_the_look_of_a_recoloured_object_is_not_asked_for():
+    scores = score("exact", [case.target_image for case in CASES])
+    assert all(math.isnan(one.look) for one in scores if one.attribute == "colour")

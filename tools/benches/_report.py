@@ -103,7 +103,7 @@ def save_sheet(
     for number in numbers:
         case = cases[number]
         edits = [results.pictures[label, number] for label in shown]
-        caption = f"{case.source_caption}\n{case.source_word} → {case.target_word}"
+        caption = f"{case.source_caption}\n({case.source_word} to {case.target_word})"
         rows.append((caption, [case.source_image, *edits, case.target_image]))
     sheets.contact_sheet(["source", *shown, "exact target"], rows).save(file)
 

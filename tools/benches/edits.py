@@ -27,7 +27,7 @@ METHODS = (
 )
 CEILING, PLAIN, FREE, DIRECT = METHODS[0], METHODS[2], METHODS[3], METHODS[4]
 SWEEP_SEED = 1000
-SWEEP = {"cfg": (2.0, 3.0, 5.0, 7.5), "cross": (0.2, 0.4), "self_": (0.2, 0.4, 0.6)}
+SWEEP = {"cfg": (1.0, 1.5, 2.0, 3.0), "cross": (0.4, 0.8), "self_": (0.4, 0.8)}
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -1,0 +1,80 @@
+"""What MasaCtrl is for: objects that move or change their shape while their look stays.
+
+Two kinds of held-out scenes. Moved: the caption's word for the place changes ("at the left" to "at
+the right"). Reshaped: the word for the shape changes and no caption says the colour, so that it can
+only come from the source picture. The look is the distance in grey levels between the object's
+colour after the edit and the source object's own shade, over the edits that are right.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Sequence
+
+from retrace.evaluation import tables
+from retrace.evaluation.scenes import EditCase
+from retrace.evaluation.scenes_bench import draw, draw_reshapes
+from retrace.evaluation.scores import Summary, summarise
+
+from ._common import Entry, add_arguments, run_cases
+from ._report import add_setting_arguments, make_settings, publish, save_sheet
+
+METHODS = (
+    "plain DDIM",
+    "DirectInversion + P2P",
+    "DirectInversion + PnP",
+    "MasaCtrl",
+    "DirectInversion + MasaCtrl",
+)
+NAMES = {"position": "moved", "shape": "reshaped"}
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the table of both kinds; return the exit status."""
+    options = read_arguments(arguments)
+    settings = make_settings(options)
+    entries = [Entry(name, name, settings) for name in options.methods.split(";")]
+    kinds = {
+        "position": draw("position", options.n, options.seed),
+        "shape": draw_reshapes(options.n, options.seed),
+    }
+    cases: list[EditCase] = [case for pair in zip(*kinds.values(), strict=True) for case in pair]
+    pictured = range(min(options.pictures, len(cases))) if options.sheet else ()
+    results = run_cases(cases, entries, options, pictured)
+    found = {
+        kind: summarise([score for score in results.scores if score.attribute == kind])
+        for kind in kinds
+    }
+    title = (
+        f"{options.n} held-out scenes to move and {options.n} to reshape, {options.steps} steps, "
+        f"cfg {options.cfg:g}."
+    )
+    publish("controllers", f"{title}\n\n{make_table(found)}", options)
+    if options.sheet:
+        save_sheet(options.sheet, cases, results, pictured, [entry.label for entry in entries])
+    return 0
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="bench controllers", description=__doc__)
+    add_arguments(parser, count=40, batch=20)
+    add_setting_arguments(parser)
+    parser.add_argument("--methods", default=";".join(METHODS), help="separated by ';'")
+    return parser.parse_args(arguments)
+
+
+def make_table(found: dict[str, list[Summary]]) -> str:
+    """Write what each method does with both kinds of edits, a row a method."""
+    headers = ["method"]
+    for name in (NAMES[kind] for kind in found):
+        headers += [f"{name} %", f"look off by ({name})", f"what must stay dB ({name})"]
+    rows = []
+    for summaries in zip(*found.values(), strict=True):
+        row = [summaries[0].method]
+        for kind, one in zip(found, summaries, strict=True):
+            row += [
+                tables.percent(one.right[kind]), tables.decibel(one.look), tables.decibel(one.keep)
+            ]
+        rows.append([*row, f"{summaries[0].rows[0]} + {summaries[0].rows[1]}"])
+    return tables.markdown_table([*headers, "row-forwards"], rows)
