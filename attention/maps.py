@@ -48,7 +48,7 @@ def word_maps(
             f"{spec.total_steps}, none of which lies in the window {window[0]:g} to {window[1]:g}"
         )
     columns = word_columns(prompt, words, spec.tokens)
-    finest = max((grid(store, site) for site in sites), key=prod)
+    finest = max((spec.grid(site) for site in sites), key=prod)
     total = torch.zeros(spec.images, len(words), *finest)
     for site in sites:
         maps = site_maps(store, site, steps, columns, device)
@@ -75,7 +75,7 @@ def site_maps(
             attention, query, key, columns.to(like.device).expand(images, -1, -1), heads
         )
     mean = (total / len(steps)).to("cpu").transpose(1, 2)  # [images words pixels]
-    return mean.unflatten(2, grid(store, site))
+    return mean.unflatten(2, store.spec.grid(site))
 
 
 def fused_attention(heads: int) -> Attention:
@@ -105,12 +105,6 @@ def viewed_sites(store: AttentionStore, layers: str) -> tuple[Site, ...]:
         return select_sites(cross, "cross", layers)
     group = nearest_grid(cross, PUBLISHED_DOWNSAMPLE)
     return tuple(site for site in cross if site in group)
-
-
-def grid(store: AttentionStore, site: Site) -> tuple[int, int]:
-    """Return the rows and columns of image tokens at a layer."""
-    spec = store.spec
-    return -(-spec.height // site.downsample), -(-spec.width // site.downsample)
 
 
 def word_columns(prompt: TokenizedPrompt, words: Sequence[str], tokens: int) -> Tensor:

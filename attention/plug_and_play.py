@@ -47,8 +47,7 @@ class PlugAndPlay:
                 "attention_fraction, or remove the node"
             )
         sites = injected_sites(facts.sites)
-        block = ResidualBlock("output", min(site.index for site in sites))
-        return PreparedPlugAndPlay(sites, block, attention, features)
+        return PreparedPlugAndPlay(sites, injected_block(facts.sites), attention, features)
 
 
 def injected_sites(sites: tuple[Site, ...]) -> frozenset[Site]:
@@ -66,6 +65,11 @@ def injected_sites(sites: tuple[Site, ...]) -> frozenset[Site]:
             f"this model has it in {len({site.index for site in decoder})}"
         )
     return chosen
+
+
+def injected_block(sites: tuple[Site, ...]) -> ResidualBlock:
+    """Return the residual block whose features are injected. Raises: BlockSelectionError."""
+    return ResidualBlock("output", min(site.index for site in injected_sites(sites)))
 
 
 class PreparedPlugAndPlay(Control):

@@ -9,7 +9,7 @@ from .kernels import Attention
 from .plan import RunFacts
 from .rows import SOURCE_COND, Role, RowLayout
 from .run import EditRun
-from .sites import Site
+from .sites import ResidualBlock, Site
 from .store import Recorder, Slot
 
 
@@ -31,7 +31,7 @@ class RecordingRun(EditRun):
     def end(self) -> None:
         """Finish one model call. Raises: HostError if a layer was never reached."""
         self.layout = None
-        missed = self._wanted - self._reached
+        missed = (self._wanted | self.residual_blocks()) - self._reached
         if missed:
             names = ", ".join(sorted(map(str, missed))[:4])
             raise HostError(
@@ -66,6 +66,16 @@ class RecordingRun(EditRun):
             self._write(Slot("query", site), q)
             self._write_key(site, k[self.layout.slice(SOURCE_COND)])
         return attention(q, k, v)
+
+    def residual_blocks(self) -> set[ResidualBlock]:
+        return {block for block, _ in self.recorder.spec.features}
+
+    def residual(self, block: ResidualBlock, h: Tensor) -> Tensor:
+        """Keep the output of a residual branch."""
+        if self.layout is not None:
+            self._reached.add(block)
+            self._write(Slot("feature", block), h)
+        return h
 
     def _write(self, slot: Slot, x: Tensor) -> None:
         rows = x[self.layout.slice(Role("source", slot.half))]

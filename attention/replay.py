@@ -10,7 +10,7 @@ from ..diffusion.errors import PlanError
 from .kernels import replace_rows
 from .rows import SOURCE_COND, Role, RowLayout
 from .rules import SelfRule
-from .sites import Site
+from .sites import ResidualBlock, Site
 from .store import AttentionStore, Slot
 
 
@@ -63,6 +63,20 @@ def replayed_probe_inputs(
     source_q, source_k, k, _ = replayed_cross_inputs(store, site, step, q, k, k)
     layout = RowLayout((*layout.roles, SOURCE_COND), layout.images)
     return torch.cat([q, source_q]), torch.cat([k, source_k]), layout
+
+
+def replayed_residual(
+    store: AttentionStore, layout: RowLayout, block: ResidualBlock, step: int, h: Tensor
+) -> Tensor:
+    """Return a residual branch's output, all target rows taken from the store.
+
+    h: "rows channels height width".
+    """
+    source = store.read(Slot("feature", block), step, h)
+    for role in layout.roles:
+        if role.branch == "target":
+            h = replace_rows(h, layout.slice(role), source)
+    return h
 
 
 def check_recorded(store: AttentionStore, wanted: Mapping[int, Collection[Slot]]) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..diffusion.errors import HostError, PlanError
+from ..diffusion.errors import HostError
 from .kernels import (
     Attention,
     edited_cross_attention,
@@ -20,6 +20,7 @@ from .replay import (
     check_recorded,
     replayed_cross_inputs,
     replayed_probe_inputs,
+    replayed_residual,
     replayed_self_inputs,
 )
 from .rows import SOURCE_COND, TARGET_COND, Role, RowLayout
@@ -100,6 +101,7 @@ class EditRun:
         self.rules_at(step)
         read = {site for site, rule in self._cross.items() if rule.from_source is not None}
         slots = {Slot(part, site) for site in read | set(self._probes) for part in ("query", "key")}
+        slots |= {Slot("feature", block) for block in self._residuals}
         for site, rules in self._self.items():
             halves = {rule.source_half or half for half, rule in rules.items()}
             slots |= {Slot("hidden", site, half) for half in halves}
@@ -109,11 +111,6 @@ class EditRun:
         """Raise PlanError before the run if the store lacks something that will be read."""
         if self.store is None:
             return
-        if self.residual_blocks():
-            raise PlanError(
-                "an attention store holds no convolutional features, which PnP-Controller reads: "
-                "set feature_fraction to 0 or disconnect the attention input"
-            )
         steps = range(self.facts.start_step, self.facts.steps)
         check_recorded(self.store, {step: self.recorded_slots(step) for step in steps})
 
@@ -273,6 +270,8 @@ class EditRun:
         if self.layout is None or block not in self._residuals:
             return h
         self._reached.add(block)
+        if self.store is not None:
+            return replayed_residual(self.store, self.layout, block, self.step, h)
         return take_rows(h, residual_rows(self.layout))
 
     def guidance(self, step: int, sigma: Tensor, halves: Halves) -> Halves:

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from ..diffusion.errors import DivergenceError, PlanError
-from .sites import Site
+from .sites import ResidualBlock, Site
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 PLACES = ("cpu", "gpu", "disk")
@@ -30,11 +30,11 @@ class Slot(NamedTuple):
     """One recorded tensor.
 
     part: "hidden", the normed input of a self-attention; "query" or "key" of a cross-attention,
-    after projection. half: "cond" or "uncond".
+    after projection; "feature", the output of a residual branch. half: "cond" or "uncond".
     """
 
     part: str
-    site: Site
+    site: Site | ResidualBlock
     half: str = "cond"
 
 
@@ -45,6 +45,13 @@ class SiteShape(NamedTuple):
     heads: int
 
 
+class FeatureShape(NamedTuple):
+    """Channels of a residual branch and how much smaller than the latent it is."""
+
+    channels: int
+    downsample: int
+
+
 @dataclass(frozen=True, eq=False)
 class StoreSpec:
     """What a store holds; known, with its size, before anything is recorded.
@@ -53,7 +60,7 @@ class StoreSpec:
       prompt of the unconditional half ("" without one). steps: those recorded, 0 the noisiest, of
       `total_steps`. images, height, width: of the latent. sites: layers with their shapes.
     halves: of self-attention; cross-attention is kept for the conditional half. tokens: length of
-      the source prompt's encoding. dtype: name in `DTYPES`.
+      the source prompt's encoding. dtype: name in `DTYPES`. features: residual blocks, likewise.
     """
 
     trajectory: str
@@ -67,6 +74,7 @@ class StoreSpec:
     halves: tuple[str, ...]
     tokens: int
     dtype: str
+    features: tuple[tuple[ResidualBlock, FeatureShape], ...] = ()
 
     def __post_init__(self) -> None:
         if self.dtype not in DTYPES:
@@ -80,17 +88,26 @@ class StoreSpec:
             )
 
     def slots(self) -> dict[Slot, tuple[int, ...]]:
-        """Return the shapes: "steps images tokens channels"; keys have no steps."""
+        """Return the shapes: "steps images tokens channels"; keys have no steps.
+
+        Features are "steps images channels height width".
+        """
         shapes: dict[Slot, tuple[int, ...]] = {}
         for site, shape in self.sites:
-            pixels = -(-self.height // site.downsample) * -(-self.width // site.downsample)
-            grown = (len(self.steps), self.images, pixels, shape.channels)
+            grown = (len(self.steps), self.images, prod(self.grid(site)), shape.channels)
             if site.kind == "self":
                 shapes.update({Slot("hidden", site, half): grown for half in self.halves})
             else:
                 shapes[Slot("query", site)] = grown
                 shapes[Slot("key", site)] = (self.images, self.tokens, shape.channels)
+        for block, shape in self.features:
+            planes = (shape.channels, *self.grid(shape))
+            shapes[Slot("feature", block)] = (len(self.steps), self.images, *planes)
         return shapes
+
+    def grid(self, at: Site | FeatureShape) -> tuple[int, int]:
+        """Return the rows and columns of a layer."""
+        return -(-self.height // at.downsample), -(-self.width // at.downsample)
 
     @property
     def size_bytes(self) -> int:
@@ -174,7 +191,7 @@ class AttentionStore(_Fields):
         return slot in self.slots and step in self.spec.steps
 
     def read(self, slot: Slot, step: int, like: Tensor | None = None) -> Tensor:
-        """Return "images tokens channels" of one step, on the device and in the dtype of `like`.
+        """Return "images ..." of one step, on the device and in the dtype of `like`.
 
         Raises: PlanError if it was not recorded.
         """
@@ -224,7 +241,7 @@ class Recorder:
         self._written: set[tuple[Slot, int]] = set()
 
     def write(self, slot: Slot, step: int, values: Tensor) -> None:
-        """Keep "images tokens channels" of one step. Raises: DivergenceError if fp16 overflows."""
+        """Keep "images ..." of one step. Raises: DivergenceError if fp16 overflows."""
         buffer = self.buffers[slot]
         target = buffer if slot.part == "key" else buffer[self.spec.steps.index(step)]
         if target.shape != values.shape:

@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 
 from ..attention.plan import RunFacts
+from ..attention.plug_and_play import injected_block
 from ..attention.recording import RecordingRun
 from ..attention.rows import SOURCE_COND, SOURCE_UNCOND, RowLayout
-from ..attention.sites import Site, select_sites
+from ..attention.sites import ResidualBlock, Site, select_sites
 from ..attention.store import (
     AttentionStore,
+    FeatureShape,
     Recorder,
     SiteShape,
     StoreSpec,
@@ -25,9 +27,9 @@ from ..attention.store import (
     show_bytes,
 )
 from ..attention.windows import Window, check_window, window_steps
-from ..diffusion.errors import HostError, PlanError, TrajectoryError
+from ..diffusion.errors import BlockSelectionError, HostError, PlanError, TrajectoryError
 from ..diffusion.trajectory import Trajectory
-from .attach import attach_unet
+from .attach import attach_unet, residual_hooks, residual_layer
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
 from .model import attention_sites, check_model
@@ -50,12 +52,13 @@ class CaptureSampler(comfy.samplers.Sampler):
                denoise_mask=None, disable_pbar=False):
         options = attach_unet(extra_args["model_options"], self.run)
         steps = self.run.recorder.spec.steps
-        for start in range(0, len(steps), self.per_pass):
-            check_interrupted()
-            self.evaluate(steps[start : start + self.per_pass], noise.device, options)
-            if callback is not None:
-                done = min(start + self.per_pass, len(steps))
-                callback(done - 1, noise, noise, len(steps))
+        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
+            for start in range(0, len(steps), self.per_pass):
+                check_interrupted()
+                self.evaluate(steps[start : start + self.per_pass], noise.device, options)
+                if callback is not None:
+                    done = min(start + self.per_pass, len(steps))
+                    callback(done - 1, noise, noise, len(steps))
         return noise
 
     def evaluate(self, steps: Sequence[int], device: torch.device, options: dict) -> None:
@@ -188,7 +191,23 @@ def capture_spec(
         halves=("cond",) if negative is None else ("cond", "uncond"),
         tokens=int(trajectory.source[0][0].shape[1]),
         dtype=dtype,
+        features=injected_feature(model, sites) if kind == "all" else (),
     )
+
+
+def injected_feature(
+    model: Any, sites: Sequence[Site]
+) -> tuple[tuple[ResidualBlock, FeatureShape], ...]:
+    """Return the residual block that Plug-and-Play injects, if its layers are among the sites."""
+    try:
+        block = injected_block(attention_sites(model))
+    except BlockSelectionError:
+        return ()
+    beside = [site for site in sites if (site.stage, site.index) == (block.stage, block.index)]
+    if not beside:
+        return ()
+    layer = residual_layer(model.get_model_object("diffusion_model"), block)
+    return ((block, FeatureShape(int(layer.out_channels), beside[0].downsample)),)
 
 
 def site_shapes(model: Any) -> dict[Site, SiteShape]:

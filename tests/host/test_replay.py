@@ -87,14 +87,14 @@ def controllers(pair) -> dict:
         "local blend": [p2p(pair, blend=blend, cross_replace=(0.0, 0.8))],
         "mutual attention": [MasaCtrl(start_step=1, start_layer=3)],
         "automatic masks": [MasaCtrl(start_step=1, start_layer=3, auto=auto)],
-        "injected maps": [PlugAndPlay(0.0, 0.5)],
+        "features and maps": [PlugAndPlay(0.8, 0.5)],
         "unified": [p2p(pair, self_replace=(0.0, 0.0)), MasaCtrl(start_step=1, start_layer=3)],
     }
 
 
 @pytest.mark.parametrize(
     "name", ["refine and reweight", "local blend", "mutual attention", "automatic masks",
-             "injected maps", "unified"],
+             "features and maps", "unified"],
 )
 def test_every_controller_replays(name, model, pair, trajectory, prompts, store):
     from retrace.host.editing import run_edit, with_controller
