@@ -170,15 +170,15 @@ def guided_models(guider: Any) -> tuple:
 
 
 def differentiable(model_options: dict) -> dict:
-    """Return model options whose attention has a backward; another pack's override stays."""
+    """Return model options whose attention has a backward; another pack's override stays.
+
+    Calls without gradients take the same attention, so that all predictions of a run agree.
+    """
     transformer = {**model_options.get("transformer_options", {})}
     before = transformer.get("optimized_attention_override")
 
     def override(func: Callable, *args: Any, **kwargs: Any) -> Tensor:
-        needed = torch.is_grad_enabled() and any(
-            isinstance(arg, Tensor) and arg.requires_grad for arg in args[:3]
-        )
-        if needed and getattr(func, "__name__", "") in NOT_DIFFERENTIABLE:
+        if getattr(func, "__name__", "") in NOT_DIFFERENTIABLE:
             func = comfy.ldm.modules.attention.attention_pytorch
         return func(*args, **kwargs) if before is None else before(func, *args, **kwargs)
 

@@ -20,6 +20,7 @@ from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
 from .model import check_model
 from .plots import draw_curves
+from .remembering import remembering
 
 VARIANTS = ("null-text", "null-latent", "single-branch")
 
@@ -53,7 +54,14 @@ class NullTextSampler(comfy.samplers.Sampler):
         trajectory, guider, device = self.trajectory, self.guider, noise.device
         steps, inner = trajectory.steps, self.settings["inner_steps"]
         progress = comfy.utils.ProgressBar(steps * inner)
-        with gradient_run(*guided_models(guider), mode=self.checkpointing) as run:
+        models = guided_models(guider)
+        foreign = "optimized_attention_override" in extra_args["model_options"].get(
+            "transformer_options", {}
+        )
+        with (
+            gradient_run(*models, mode=self.checkpointing) as run,
+            remembering(*models, attention=not foreign),
+        ):
             options = differentiable(extra_args["model_options"])
             grid = trajectory.sigmas.to(device).clone()
 

@@ -148,3 +148,20 @@ def test_never_lets_the_error_through(model):
     with pytest.raises(comfy.model_management.OOM_EXCEPTION), \
             gradient_run(model, mode="never") as run:
         run(closure)
+
+
+def test_remembering_changes_no_bit_and_skips_what_the_text_cannot_reach(model):
+    from retrace.host.gradients import gradients
+    from retrace.host.remembering import remembering
+
+    first = model.model.diffusion_model.input_blocks[1][0]
+    counted = []
+    with gradients(model):
+        expected = gradient_of_context(model.model)
+        hook = first.in_layers[0].register_forward_hook(lambda *args: counted.append(1))
+        with remembering(model):
+            for _ in range(3):
+                assert torch.equal(gradient_of_context(model.model), expected)
+        hook.remove()
+    assert len(counted) == 1
+    assert not any("forward" in vars(module) for module in model.model.modules())
