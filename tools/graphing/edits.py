@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import Graph
+from .graph import Graph, Output
 from .parts import Start, invert, prompt_to_prompt, sample, show
 
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
@@ -62,7 +62,7 @@ def inside_mask(graph: Graph, start: Start) -> None:
         grown = graph.add("GrowMask", "A little larger", mask=drawn, expand=6).mask
         model = prompt_to_prompt(graph, start, mode="replace")
         edit = sample(graph, start, model, trajectory, mask=grown)
-    show(graph, start, edit, prefix="inside mask", mask=True)
+    show(graph, start, edit, prefix="inside mask", mask=True, metrics=True)
 
 
 def masactrl(graph: Graph, start: Start) -> None:
@@ -83,6 +83,54 @@ def plug_and_play(graph: Graph, start: Start) -> None:
         model = graph.add("RetracePnPController", model=start.model).model
         edit = sample(graph, start, model, trajectory)
     show(graph, start, edit, prefix="plug and play", exact=False)
+
+
+def exact_solver(graph: Graph, start: Start) -> None:
+    """DPM-Solver++ inverted exactly, so that the edit takes fewer steps."""
+    with graph.group(NOISE):
+        trajectory = other_inversion(graph, start, "RetraceInvertDPMSolver", steps=25)
+        trajectory = graph.add("RetraceInvertDirectInversion", trajectory=trajectory).trajectory
+    with graph.group(EDIT):
+        edit = sample(graph, start, prompt_to_prompt(graph, start, mode="replace"), trajectory)
+    show(graph, start, edit, prefix="dpm solver")
+
+
+def edict(graph: Graph, start: Start) -> None:
+    """Coupled latents: guided both ways, exact without pinning."""
+    with graph.group(NOISE):
+        trajectory = other_inversion(
+            graph, start, "RetraceInvertEDICT", steps=50, cfg=3.0, negative=start.negative
+        )
+    with graph.group(EDIT):
+        edit = sample(graph, start, start.model, trajectory, cfg=3.0)
+    show(graph, start, edit, prefix="edict")
+
+
+def edit_friendly(graph: Graph, start: Start) -> None:
+    """Replayed noises of stochastic sampling."""
+    with graph.group(NOISE):
+        trajectory = other_inversion(
+            graph, start, "RetraceInvertEditFriendly", steps=50, cfg=3.5, negative=start.negative
+        )
+    with graph.group(EDIT):
+        edit = sample(graph, start, start.model, trajectory, start_step=12)
+    show(graph, start, edit, prefix="edit friendly")
+
+
+def virtual(graph: Graph, start: Start) -> None:
+    """No inversion at all."""
+    with graph.group("3  Noise as it goes"):
+        trajectory = other_inversion(graph, start, "RetraceVirtualInversion", steps=15)
+    with graph.group(EDIT):
+        edit = sample(graph, start, start.model, trajectory, cfg=3.0)
+    show(graph, start, edit, prefix="virtual inversion")
+
+
+def other_inversion(graph: Graph, start: Start, kind: str, **given) -> Output:
+    """Draw an inversion node other than Invert-DDIM."""
+    return graph.add(
+        kind, model=start.model, positive=start.source, latent=start.latent, **given
+    ).trajectory
 
 
 def null_text(graph: Graph, start: Start) -> None:

@@ -78,5 +78,11 @@ def _range(slot: Slot) -> str:
         shown = [str(choice) for choice in slot.choices[:6]]
         return ", ".join(shown) + (" …" if len(slot.choices) > 6 else "")
     if "min" in slot.options and "max" in slot.options:
-        return f"{slot.options['min']:g} – {slot.options['max']:g}"
+        return f"{_show(slot.options['min'])} – {_show(slot.options['max'])}"
     return ""
+
+
+def _show(value: float) -> str:
+    if abs(value) > 1e9:  # seeds and the like
+        return f"{value:.0e}"
+    return f"{value:g}"

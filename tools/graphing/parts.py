@@ -162,16 +162,23 @@ def sample(graph: Graph, start: Start, model: Output, trajectory: Output, **give
 
 
 def show(
-    graph: Graph, start: Start, edit: Node, *, prefix: str, mask: bool = False, exact: bool = True
+    graph: Graph, start: Start, edit: Node, *, prefix: str, mask: bool = False, exact: bool = True,
+    metrics: bool = False,
 ) -> None:
     """Draw the last group: the edit, beside it what the inversion kept, and the report.
 
-    exact: whether a Demo-Scene's exact target is the target of this edit.
+    exact: whether a Demo-Scene's exact target is the target of this edit. metrics: measure how
+    near the edit is to the picture outside the mask.
     """
     with graph.group("5  Look", 280):
         edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
         graph.add("SaveImage", "Edited", images=edited, filename_prefix=f"Retrace/{prefix}")
         graph.add("PreviewAny", "Report", source=edit.report)
+        if metrics:
+            measured = graph.add(
+                "RetraceEditMetrics", image=start.image, edited=edited, mask=edit.mask
+            ).report
+            graph.add("PreviewAny", "How near to the picture", source=measured)
         graph.column()
         source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
         graph.add("PreviewImage", "Reconstruction of the source", images=source)

@@ -201,6 +201,62 @@ RECIPES: tuple[Recipe, ...] = (
         "a fast edit with no pinning; a little less exact than Direct Inversion.",
     ),
     Recipe(
+        "edit_dpm_solver",
+        "Fewer steps with DPM-Solver++",
+        "an exactly inverted DPM-Solver++, 25 steps each way",
+        edits.exact_solver,
+        SWAP[:2],
+        "Each step of DPM-Solver++ 2M is inverted by solving for it; the Edit-Sampler samples with "
+        "the same solver, Direct Inversion pins the source.",
+        (
+            "**steps** in Invert-DPMSolver: 15 to 30",
+            "**iterations**, **tolerance**: how exactly each step is inverted, and its price",
+        ),
+        "as the word swap with DDIM, in half the steps of the edit.",
+    ),
+    Recipe(
+        "edit_edict",
+        "Exact inversion with guidance",
+        "two coupled latents that retrace exactly at any guidance (EDICT)",
+        edits.edict,
+        SWAP[:2],
+        "Two latents take turns; each step undoes itself exactly, with guidance too, so neither "
+        "pinning nor a controller is needed to get the source back.",
+        (
+            "**strength** in Invert-EDICT: lower keeps more of the picture",
+            "**cfg**: the same in Invert-EDICT and Edit-Sampler",
+        ),
+        "an edit that drifts more than with Prompt-to-Prompt, from an exact reconstruction.",
+    ),
+    Recipe(
+        "edit_friendly",
+        "Replay the noises",
+        "edit-friendly DDPM: stochastic sampling with the picture's own noises",
+        edits.edit_friendly,
+        SWAP[:2],
+        "Invert-EditFriendly finds the noises with which stochastic sampling draws this picture; "
+        "the edit replays them under the target prompt.",
+        (
+            "**start_step** in Edit-Sampler: more keeps more of the picture",
+            "**seed**: other noises, another edit; **solver**: LEDITS++ for fewer steps",
+        ),
+        "several good edits, one a seed.",
+    ),
+    Recipe(
+        "edit_without_inversion",
+        "No inversion at all",
+        "the source is noised afresh at each step (InfEdit); for few-step models",
+        edits.virtual,
+        SWAP[:2],
+        "Virtual-Inversion evaluates nothing: at each step the source is noised afresh and the "
+        "target follows the difference of the two predictions. Made for LCM-like models.",
+        (
+            "the checkpoint: one distilled to few steps, with cfg 1 to 2",
+            "**seed**, **steps** in Virtual-Inversion",
+        ),
+        "a quick edit; softer with an ordinary model.",
+    ),
+    Recipe(
         "invert_once_edit_many",
         "Invert once, edit many",
         "one inversion, three edits of it",
