@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from .errors import DivergenceError, PlanError
-from .solvers import Branches, make_solver
+from .inversion import from_level
+from .solvers import Branches, check_needs, make_solver, needs_source
 from .trajectory import Trajectory
 
 
@@ -41,6 +42,7 @@ def edit(
     start_step: int = 0,
     source_until: int | None = None,
     after_step: AfterStep | None = None,
+    before_step: AfterStep | None = None,
     initial: Tensor | None = None,
 ) -> Iterator[EditState]:
     """Yield a state after every step from the noisy end to the clean one.
@@ -48,6 +50,7 @@ def edit(
     start_step: steps left out at the noisy end; the walk starts on the trajectory's state there.
     source_until: a source branch that is not exactly pinned is sampled for the steps before this
       one (None: for all); an exactly pinned one costs no prediction of its own.
+    before_step: (step, sigma, source, target) -> target, before anything is predicted.
     initial: the target's first state, if it is not the trajectory's ("batch channels h w").
     The order within a step is: guidance, solver step, pinning of the source, `after_step`
     (algorithms 20, rule 5).
@@ -61,12 +64,15 @@ def edit(
     source_until = steps if source_until is None else source_until
     sigmas = trajectory.sigmas.to(device)
     solver, memory = make_solver(trajectory.solver), new_memory(trajectory, start_step, device)
+    check_needs(solver, trajectory.solver, memory)
     source: Tensor | None = trajectory.latents[steps - start_step].to(device)
     target = source if initial is None else initial.to(device)
     for step in range(start_step, steps):
         index = steps - step
-        samples_source = not rule.exact and step < source_until
+        samples_source = (not rule.exact and step < source_until) or needs_source(solver)
         wanted = ("source", "target") if samples_source else ("target",)
+        if before_step is not None:
+            target = before_step(step, sigmas[index], source, target)
         branches = {"target": target}
         if source is not None:
             branches["source"] = source
@@ -91,6 +97,10 @@ def new_memory(trajectory: Trajectory, start_step: int, device: torch.device | s
     memory: dict[str, Any] = {name: tensor.to(device) for name, tensor in trajectory.extras}
     memory["step"], memory["steps"] = start_step, trajectory.steps
     memory["flow"] = trajectory.model.flow
+    if trajectory.solver != "euler":  # which needs nothing of the trajectory
+        memory["latents"] = trajectory.latents.to(device)
+        first, level = trajectory.latents[0], trajectory.sigmas[0]
+        memory["clean"] = from_level(first, level, trajectory.model.flow).to(device)
     if trajectory.noises is not None:
         memory["noises"] = trajectory.noises.to(device)
     return memory

@@ -6,7 +6,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from .steps import Denoise, refine_fixed_point, rescale, step_invert_ddim
+from .errors import ScheduleError
+from .steps import REFINEMENTS, Denoise, rescale, step_invert_ddim
 
 
 class InversionState(NamedTuple):
@@ -45,6 +46,7 @@ def invert_ddim(
     *,
     evaluate_at: str = "next",
     refine: int = 0,
+    refine_method: str = "fixed-point",
     flow: bool = False,
 ) -> Iterator[InversionState]:
     """Yield every state from clean to noisy.
@@ -52,8 +54,14 @@ def invert_ddim(
     clean: "batch channels height width"; sigmas: "steps+1" increasing, on clean's device.
     refine: fixed-point iterations per step on top of the Euler step (0 is plain DDIM inversion);
       with many of them the sampling steps lead back exactly.
+    refine_method: "fixed-point" or "renoise" (averages predictions; see `steps`).
     Test: tests/diffusion/test_inversion.py
     """
+    if refine_method not in REFINEMENTS:
+        raise ScheduleError(
+            f"refine_method must be one of {', '.join(REFINEMENTS)}, got {refine_method!r}"
+        )
+    refine_step = REFINEMENTS[refine_method]
     x = to_level(clean, sigmas[0], flow)
     yield InversionState(0, sigmas[0], x, 0.0)
     for index in range(1, len(sigmas)):
@@ -61,6 +69,6 @@ def invert_ddim(
         # the derivative does not exist at sigma 0: the first step asks at the next level
         rule = "next" if float(sigma) == 0 else evaluate_at
         x_next = step_invert_ddim(x, denoise, sigma, sigma_next, evaluate_at=rule, flow=flow)
-        x_next, residual = refine_fixed_point(x, x_next, denoise, sigma, sigma_next, refine)
+        x_next, residual = refine_step(x, x_next, denoise, sigma, sigma_next, refine)
         x = x_next
         yield InversionState(index, sigma_next, x, residual, refine)

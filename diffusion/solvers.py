@@ -9,8 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from .dpm_solver import DPMSolver
+from .edict import Edict
+from .edit_friendly import Replay
 from .errors import TrajectoryError
 from .steps import step_euler
+from .virtual import Virtual
 
 Branches = Mapping[str, Tensor]
 """Latents by branch, "source" and "target"; "batch channels height width" each."""
@@ -23,7 +26,10 @@ class Solver(Protocol):
     """One step towards less noise.
 
     memory: this run's scratch; holds "step" (absolute, 0 the noisiest), "steps", "flow", the
-    trajectory's noises and extras (see `edit.new_memory`), and what the solver puts there.
+    trajectory's states, noises and extras (see `edit.new_memory`), and what the solver puts there.
+    A solver with `needs_source` asks for the source's prediction also where it is pinned; one
+    with `replays` is the inversion's exact inverse at the inversion's own guidance scale, which
+    the source branch then keeps. `needs` names what must be in memory.
     """
 
     def step(
@@ -54,6 +60,10 @@ SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
     "dpmpp_1": lambda: DPMSolver(1),
     "dpmpp_2m": lambda: DPMSolver(2),
+    "edict": Edict,
+    "ddpm": lambda: Replay("ddpm"),
+    "sde_dpmpp_2": lambda: Replay("sde-dpmpp-2"),
+    "ddcm": Virtual,
 }
 
 
@@ -65,3 +75,23 @@ def make_solver(name: str) -> Solver:
             f"(it has {', '.join(sorted(SOLVERS))}); update Retrace or repeat the inversion"
         )
     return SOLVERS[name]()
+
+
+def replays(name: str) -> bool:
+    """Whether a solver's source branch keeps the inversion's guidance scale (see `Solver`)."""
+    return getattr(make_solver(name), "replays", False)
+
+
+def needs_source(solver: Solver) -> bool:
+    """Whether a solver couples the target to the source's prediction (see `Solver`)."""
+    return getattr(solver, "needs_source", False)
+
+
+def check_needs(solver: Solver, name: str, memory: Mapping[str, Any]) -> None:
+    """Raise TrajectoryError if a trajectory lacks what its solver needs."""
+    lacking = [need for need in getattr(solver, "needs", ()) if need not in memory]
+    if lacking:
+        raise TrajectoryError(
+            f"this trajectory wants the solver {name!r} but carries no {lacking[0]!r}; repeat the "
+            "inversion"
+        )

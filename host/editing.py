@@ -22,15 +22,16 @@ from ..attention.rows import (
 from ..attention.run import EditRun
 from ..attention.store import AttentionStore
 from ..diffusion.edit import edit
-from ..diffusion.errors import LatentError, TrajectoryError
+from ..diffusion.errors import LatentError, PlanError, TrajectoryError
 from ..diffusion.inversion import from_level
-from ..diffusion.solvers import Branches
+from ..diffusion.solvers import Branches, replays
 from ..diffusion.trajectory import Trajectory
 from .attach import attach_unet, foreign_self, residual_hooks
 from .capture import check_store
 from .conditioning import check_conditioning, single_entry
 from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
+from .map_guidance import MapPuller
 from .model import attention_sites, check_model
 
 PLAN = "retrace_plan"
@@ -92,12 +93,14 @@ class EditSampler(comfy.samplers.Sampler):
         self.cfg, self.source_until, self.mask = cfg, source_until, mask
         self.source: Tensor | None = None
         self.source_embedding: Tensor | None = None
+        self.replays = replays(trajectory.solver)
+        self.puller = MapPuller()
+        self.own: dict[Role, Tensor] = {}
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
-        options = attach_unet(extra_args["model_options"], self.run) if self.run.facts.sites else (
-            extra_args["model_options"]
-        )
+        plain = extra_args["model_options"]
+        options = attach_unet(plain, self.run) if self.run.facts.sites else plain
         trajectory, start = self.trajectory, self.run.facts.start_step
         total = trajectory.steps - start
 
@@ -113,6 +116,7 @@ class EditSampler(comfy.samplers.Sampler):
                 start_step=start,
                 source_until=self.source_until,
                 after_step=self.after_step,
+                before_step=lambda *state: self.before_step(*state, plain),
             ):
                 if callback is not None:
                     callback(state.step - start, state.denoised, state.target, total)
@@ -127,13 +131,20 @@ class EditSampler(comfy.samplers.Sampler):
         roles = self.run.source_roles(step)
         for branch in wanted:
             roles.add(Role(branch, "cond"))
-            if self.cfg != 1 and not (branch == "source" and self.unguided_source(step, sigma)):
+            own_null = branch == "source" and self.unguided_source(step, sigma)
+            if self.scale(branch) != 1 and not own_null:
                 roles.add(Role(branch, "uncond"))
-        rows = [self.row(role, x[role.branch], step) for role in ROW_ORDER if role in roles]
+        rows = [
+            self.row(role, self.own.get(role, x[role.branch]), step)
+            for role in ROW_ORDER
+            if role in roles
+        ]
         images = len(x["target"])
         self.run.begin(step, RowLayout(tuple(row.role for row in rows), images))
         out = self.guider.denoise_rows(rows, sigma, options)
         self.run.end()
+        for role, latent in self.own.items():  # eps is what such a row predicts for the branch
+            out[role] = out[role] + (x[role.branch] - latent)
         halves = {
             branch: (out[Role(branch, "cond")], out.get(Role(branch, "uncond")))
             for branch in wanted
@@ -145,10 +156,27 @@ class EditSampler(comfy.samplers.Sampler):
                 cond
                 if uncond is None
                 else self.guider.guide(
-                    cond, uncond, self.cfg, x[branch], sigma, options, (name, "negative")
+                    cond, uncond, self.scale(branch), x[branch], sigma, options,
+                    (name, "negative"),
                 )
             )
         return guided
+
+    def before_step(
+        self, step: int, sigma: Tensor, source: Tensor | None, target: Tensor, options: dict
+    ) -> Tensor:
+        """Pull the target's cross-attention maps to the source's where a controller asks for it."""
+        self.own = {}
+        for guidance in self.run.map_guidances(step):
+            if source is None:
+                raise PlanError("XAttn-Guidance needs the source branch, which has ended")
+            target = self.puller.pull(self, guidance, step, sigma, source, target, options)
+        return target
+
+    def scale(self, branch: str) -> float:
+        """Return a branch's guidance scale; a source that replays its inversion keeps its own."""
+        own = branch == "source" and self.replays
+        return self.trajectory.guidance_scale if own else self.cfg
 
     def row(self, role: Role, x: Tensor, step: int) -> Rows:
         """Return what a role is evaluated on: its cond, or the trajectory's null embedding."""
@@ -201,7 +229,8 @@ def run_edit(
     if trajectory.source is None:
         raise TrajectoryError("this trajectory carries no source conditioning; invert again")
     conds = {"source": trajectory.source, "positive": positive}
-    if cfg != 1:
+    if cfg != 1 or (replays(trajectory.solver) and trajectory.guidance_scale != 1):
+        negative = trajectory.negative if negative is None else negative
         check_conditioning("negative", negative)
         conds["negative"] = negative
     plan = get_plan(model)
@@ -221,7 +250,8 @@ def run_edit(
         run.check_store()
     latent_mask = None if mask is None else fit_mask(mask, trajectory.clean)
     needs_source = reconstruct or latent_mask is not None or run.blends
-    source_until = trajectory.steps if needs_source else run.last_source_step() + 1
+    last_read = max(run.last_source_step(), run.last_guided_step())
+    source_until = trajectory.steps if needs_source else last_read + 1
     guider = RowGuider(model, conds)
     sampler = EditSampler(
         guider, trajectory, run, cfg=cfg, source_until=source_until, mask=latent_mask
@@ -239,6 +269,7 @@ def run_edit(
         "steps": trajectory.steps - start_step,
         "source": "pinned" if trajectory.source_rule.pinned else "free",
         "prediction": facts.prediction,
+        **sampler.puller.report(),
         **shared_layers(model, run),
     }
     acted = run.mask(latent_mask)

@@ -99,16 +99,24 @@ def make_grid(model: Any, schedule: str, steps: int, sigmas: Tensor | None = Non
         raise ScheduleError(f"steps must be at least 1, got {steps}")
     sampling = model.get_model_object("model_sampling")
     if schedule == "diffusers":
-        if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
-            raise ScheduleError(
-                "the published 'diffusers' grid exists only for models with discrete timesteps; "
-                "choose another schedule (for example 'simple')"
-            )
-        table = sampling.sigmas.detach().to("cpu", torch.float32)
-        return check_grid(leading_sigmas(table, steps))
+        return check_grid(leading_sigmas(discrete_sigmas(model), steps))
     if schedule not in comfy.samplers.SCHEDULER_NAMES:
         raise ScheduleError(f"unknown schedule {schedule!r}; choose one of {', '.join(SCHEDULES)}")
     return check_grid(comfy.samplers.calculate_sigmas(sampling, schedule, steps))
+
+
+def discrete_sigmas(model: Any) -> Tensor:
+    """Return the model's own noise level of every training timestep, increasing.
+
+    Raises: ScheduleError for models without discrete timesteps.
+    """
+    sampling = model.get_model_object("model_sampling")
+    if not isinstance(sampling, comfy.model_sampling.ModelSamplingDiscrete):
+        raise ScheduleError(
+            "the published 'diffusers' grid exists only for models with discrete timesteps; "
+            "choose another schedule (for example 'simple')"
+        )
+    return sampling.sigmas.detach().to("cpu", torch.float32)
 
 
 def unet_sites(unet: torch.nn.Module) -> tuple[Site, ...]:

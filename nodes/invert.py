@@ -52,6 +52,21 @@ class InvertDDIM(io.ComfyNode):
                                       tooltip="Only used when cfg is above 1."),
                 io.Sigmas.Input("sigmas", optional=True,
                                 tooltip="Noise levels to use instead of steps and schedule."),
+                io.Combo.Input("refine_method", options=list(inversion.REFINEMENTS),
+                               default="fixed-point", optional=True,
+                               tooltip=(
+                                   "How refine works: 'fixed-point' goes for the exact inverse, "
+                                   "'renoise' averages predictions (Garibi et al. 2024)."
+                               )),
+                io.Combo.Input("regularise", options=["off", *inversion.REGULARISATIONS],
+                               default="off", optional=True,
+                               tooltip=(
+                                   "Pull predicted noise towards white noise (Parmar et al. 2023, "
+                                   "pix2pix-zero): easier to edit, harder to reconstruct. "
+                                   "'published' keeps the code's quirks."
+                               )),
+                io.Int.Input("seed", default=0, min=0, max=2**63 - 1, optional=True,
+                             tooltip="Of the random shifts of regularise; nothing else is random."),
             ],
             outputs=[
                 types.Trajectory.Output("trajectory", display_name="trajectory",
@@ -65,10 +80,12 @@ class InvertDDIM(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, steps, schedule, cfg, evaluate_at, refine,
-                negative=None, sigmas=None) -> io.NodeOutput:
+                negative=None, sigmas=None, refine_method="fixed-point", regularise="off",
+                seed=0) -> io.NodeOutput:
         trajectory, noise, grid = inversion.invert(
             model, positive, latent, steps=steps, schedule=schedule, cfg=cfg,
             evaluate_at=evaluate_at, refine=refine, negative=negative, sigmas=sigmas,
+            refine_method=refine_method, regularise=regularise, seed=seed,
         )
         report = types.report_text(dict(trajectory.report))
         return io.NodeOutput(trajectory, {"samples": noise}, grid, ui=ui.PreviewText(report))

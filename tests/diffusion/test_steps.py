@@ -19,6 +19,7 @@ from retrace.diffusion.schedule import scaled_linear_abar, to_sigma
 from retrace.diffusion.steps import (
     guide,
     refine_fixed_point,
+    refine_renoise,
     rescale,
     step_euler,
     step_invert_ddim,
@@ -157,3 +158,35 @@ def test_guidance_of_one_is_the_conditional_prediction():
 def test_guidance_is_the_textbook_extrapolation():
     cond, uncond = latent(seed=1), latent(seed=2)
     assert maximum(guide(cond, uncond, 7.5), uncond + 7.5 * (cond - uncond)) < 1e-13
+
+
+def test_renoising_with_one_iteration_is_one_fixed_point_iteration():
+    denoise, x, guess = gaussian_denoise(STD), latent(), latent(seed=1)
+    sigma, sigma_next = torch.tensor(0.5).double(), torch.tensor(0.9).double()
+    averaged, _ = refine_renoise(x, guess, denoise, sigma, sigma_next, 1)
+    assert maximum(averaged, refine_fixed_point(x, guess, denoise, sigma, sigma_next, 1)[0]) < 1e-14
+
+
+def test_renoising_averages_the_later_predictions():
+    """Textbook: z_k = z + (s' - s) eps_k; eps_3 and eps_4 of four are averaged."""
+    denoise, x, z = gaussian_denoise(STD), latent(), latent(seed=1)
+    sigma, sigma_next = torch.tensor(0.5).double(), torch.tensor(0.9).double()
+    start, eps, width = z, [], sigma_next - sigma
+    for _ in range(4):
+        eps.append((z - denoise(z, sigma_next)) / sigma_next)
+        z = x + width * eps[-1]
+    averaged, residual = refine_renoise(x, start, denoise, sigma, sigma_next, 4)
+    assert maximum(averaged, x + width * (eps[2] + eps[3]) / 2) < 1e-14
+    assert residual > 0
+
+
+def test_renoising_comes_closer_to_the_inverse_than_its_guess():
+    denoise, x = gaussian_denoise(STD), latent()
+    sigma, sigma_next = torch.tensor(0.5).double(), torch.tensor(0.9).double()
+    guess = step_invert_ddim(x, denoise, sigma, sigma_next)
+
+    def error(y):
+        return maximum(step_euler(y, denoise(y, sigma_next), sigma_next, sigma), x)
+
+    averaged, _ = refine_renoise(x, guess, denoise, sigma, sigma_next, 6)
+    assert error(averaged) < 0.1 * error(guess)
