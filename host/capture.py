@@ -39,6 +39,9 @@ ROWS_PER_PASS = 8
 
 MEGABYTE = 2**20
 
+EVALUATED_AT_STATES = ("euler", "dpmpp_1", "dpmpp_2m", "ddpm")
+"""Solvers that ask for the source's prediction at the trajectory's states and nowhere else."""
+
 
 class CaptureSampler(comfy.samplers.Sampler):
     """Evaluates the source's rows at the wanted steps, in groups, with recording hooks."""
@@ -275,7 +278,7 @@ def check_store(store: AttentionStore, trajectory: Trajectory, negative: list | 
             "Invert-DirectInversion (scale 1, interval 1) before the Edit-Sampler, or disconnect "
             "the controller's attention input"
         )
-    if trajectory.solver not in ("euler",):
+    if trajectory.solver not in EVALUATED_AT_STATES:
         raise HostError(
             f"the solver {trajectory.solver!r} asks the model between the trajectory's states, "
             "which an attention store does not hold; disconnect the controller's attention input"

@@ -14,7 +14,7 @@ MEGABYTE = 2**20
 
 
 class Peak(NamedTuple):
-    """Peak megabytes beyond what was there before the run, and that including everything."""
+    """Peak megabytes beyond what was there before the run, and with the model's weights."""
 
     run: float
     total: float
@@ -57,8 +57,8 @@ class LiveTensors(TorchDispatchMode):
         self.live -= size
 
 
-def peak_memory(run: Callable[[], object], device: torch.device) -> Peak:
-    """Return the peak of a run in megabytes.
+def peak_memory(run: Callable[[], object], device: torch.device, weights: int) -> Peak:
+    """Return the peak of a run in megabytes. weights: bytes of the model.
 
     On the CPU scratch memory inside a fused operation is not seen, only what it returns.
     """
@@ -73,4 +73,4 @@ def peak_memory(run: Callable[[], object], device: torch.device) -> Peak:
         return Peak((peak - before) / MEGABYTE, peak / MEGABYTE)
     with LiveTensors() as tensors:
         run()
-    return Peak(tensors.peak / MEGABYTE, tensors.peak / MEGABYTE)
+    return Peak(tensors.peak / MEGABYTE, (tensors.peak + weights) / MEGABYTE)

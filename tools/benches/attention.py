@@ -11,6 +11,7 @@ import argparse
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -28,6 +29,10 @@ class Cost(NamedTuple):
     seconds: float
     rows: int
     latent: torch.Tensor
+
+
+Replays = tuple[str, Cost, Cost, float, float]
+"""Controller, live edit, replayed edit, the capture's seconds and megabytes."""
 
 
 @dataclass
@@ -185,13 +190,23 @@ def ways(bench: Bench, store: Any) -> dict[str, Callable[[], tuple[torch.Tensor,
     }
 
 
+def timed(run: Callable[[], Any], device: torch.device) -> tuple[Any, float]:
+    """Run once and time it: by the clock on a GPU, in CPU seconds of all threads otherwise.
+
+    CPU seconds do not grow when other programs take the cores.
+    """
+    clock = time.perf_counter if device.type == "cuda" else time.process_time
+    synchronise(device)
+    started = clock()
+    result = run()
+    synchronise(device)
+    return result, clock() - started
+
+
 def measure(run: Callable[[], tuple[torch.Tensor, int]], device: torch.device) -> Cost:
-    """Run once and time it."""
-    synchronise(device)
-    started = time.perf_counter()
-    latent, rows = run()
-    synchronise(device)
-    return Cost(time.perf_counter() - started, rows, latent.cpu())
+    """Run one way once."""
+    (latent, rows), seconds = timed(run, device)
+    return Cost(seconds, rows, latent.cpu())
 
 
 def synchronise(device: torch.device) -> None:
@@ -227,12 +242,14 @@ def peaks(options: argparse.Namespace) -> dict[str, Any]:
 
     bench = Bench(options.arch, options.size, 2)
     compared = ways(bench, None)
+    weights = bench.model.model_size()
     return {
-        name: peak_memory(compared[name], bench.device) for name in (PLAIN, SAME, OURS, TEXTBOOK)
+        name: peak_memory(compared[name], bench.device, weights)
+        for name in (PLAIN, SAME, OURS, TEXTBOOK)
     }
 
 
-def live_and_replayed(options: argparse.Namespace) -> list[tuple[str, Cost, Cost, dict]]:
+def live_and_replayed(options: argparse.Namespace) -> list[Replays]:
     """Return a live and a replayed edit of controllers that read the source at most steps."""
     from retrace.attention.masactrl import MasaCtrl
     from retrace.attention.prompt_to_prompt import PromptToPrompt
@@ -246,13 +263,14 @@ def live_and_replayed(options: argparse.Namespace) -> list[tuple[str, Cost, Cost
         ("P2P, windows of 1", whole, None),
         ("MasaCtrl", MasaCtrl(start_step=0.08), bench.prompts["negative"]),
     ):
-        store, report = capture_attention(
-            bench.model, bench.trajectory, dtype="fp32", budget_mb=65536, place=place,
-            kind="self" if negative else "all", negative=negative,
+        capture = partial(
+            capture_attention, bench.model, bench.trajectory, dtype="fp32", budget_mb=65536,
+            place=place, kind="self" if negative else "all", negative=negative,
         )
+        (store, _), seconds = timed(capture, bench.device)
         live = measure(lambda c=controller: bench.edit(c), bench.device)
         replayed = measure(lambda c=controller, s=store: bench.edit(c, store=s), bench.device)
-        found.append((name, live, replayed, report))
+        found.append((name, live, replayed, seconds, store.size_bytes / 2**20))
     return found
 
 
@@ -299,18 +317,18 @@ def verdicts(costs: dict[str, Cost], memory: dict[str, Any]) -> list[str]:
     return lines
 
 
-def replay_lines(found: list[tuple[str, Cost, Cost, dict]]) -> list[str]:
+def replay_lines(found: list[Replays]) -> list[str]:
     """Compare two live edits with two replayed ones."""
     lines = []
-    for name, live, replayed, report in found:
+    for name, live, replayed, capture, megabytes in found:
         seconds = live.seconds / replayed.seconds
         gain = live.seconds - replayed.seconds
         lines.append(
             verdict(f"two live edits against two replayed ones, {name}", seconds,
                     LIMITS["replay"], below=False)
             + f" ({live.rows} against {replayed.rows} row-forwards each; the capture takes "
-            f"{report['seconds']:.1f} s and {report['megabytes']:.0f} MB once, as much as "
-            f"{report['seconds'] / max(gain, 1e-9):.1f} replays save)"
+            f"{capture:.1f} s and {megabytes:.0f} MB once, as much as "
+            f"{capture / max(gain, 1e-9):.1f} replays save)"
         )  # fmt: skip
     return lines
 
@@ -345,7 +363,7 @@ def describe(options: argparse.Namespace) -> str:
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
     else:
-        device = f"the CPU, {torch.get_num_threads()} threads"
+        device = f"the CPU, {torch.get_num_threads()} threads, in CPU seconds"
     return (
         f"{options.arch}, {options.size} x {options.size}, {options.steps} steps, cfg {CFG}, "
         f"windows cross {WINDOWS['cross']} and self {WINDOWS['self']}, fastest of "
