@@ -203,7 +203,7 @@ class AttentionStore(_Fields):
         tensor = self.tensors[self.slots.index(slot)]
         if slot.part != "key":
             tensor = tensor[self.spec.steps.index(step)]
-        return tensor if like is None else tensor.to(like.device, like.dtype, non_blocking=True)
+        return tensor if like is None else tensor.to(like.device, like.dtype)
 
 
 class Recorder:
