@@ -381,7 +381,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                         default="sd15" if gpu else "sd15-reduced")
     parser.add_argument("--size", type=int, default=512, help="pixels of the square image (512)")
     parser.add_argument("--steps", type=int, default=50 if gpu else 5, help="50; 5 on a CPU")
-    parser.add_argument("--rounds", type=int, default=3, help="of which the fastest counts (3)")
+    parser.add_argument("--rounds", type=int, default=3 if gpu else 2,
+                        help="of which the fastest counts (3; 2 on a CPU)")
     parser.add_argument("--all-rounds", action="store_true",
                         help="run the textbook ways in every round too, not in the first only")
     parser.add_argument("--no-memory", action="store_true", help="measure seconds only")
