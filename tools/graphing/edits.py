@@ -117,6 +117,20 @@ def edit_friendly(graph: Graph, start: Start) -> None:
     show(graph, start, edit, prefix="edit friendly")
 
 
+def ledits(graph: Graph, start: Start) -> None:
+    """LEDITS++: replayed noises of a fast solver, guidance only where it is strong and wanted."""
+    with graph.group(NOISE):
+        trajectory = other_inversion(
+            graph, start, "RetraceInvertEditFriendly", steps=25, solver="sde-dpmpp-2", cfg=1.0
+        )
+    with graph.group(EDIT):
+        model = graph.add(
+            "RetraceSparseGuidance", model=start.model, prompts=start.pair.prompts
+        ).model
+        edit = sample(graph, start, model, trajectory)
+    show(graph, start, edit, prefix="ledits")
+
+
 def virtual(graph: Graph, start: Start) -> None:
     """No inversion at all."""
     with graph.group("3  Noise as it goes"):

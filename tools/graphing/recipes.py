@@ -243,6 +243,24 @@ RECIPES: tuple[Recipe, ...] = (
         "several good edits, one a seed.",
     ),
     Recipe(
+        "edit_ledits",
+        "Edit sparsely",
+        "LEDITS++: replayed noises, guided only where the words look and guidance is strong",
+        edits.ledits,
+        (
+            SWAP[0],
+            (SD15, Words(GIRL, "a blue dress")),
+        ),
+        "The picture's own noises under a fast stochastic solver; Sparse-Guidance drops guidance "
+        "where it is weak and where the target's words do not look.",
+        (
+            "*target*: with a photo, the edit alone, such as `sunglasses`",
+            "**quantile** in Sparse-Guidance: lower edits more of the picture",
+            "**cfg** in Edit-Sampler: 7 to 15",
+        ),
+        "a change of a part of the picture in about 25 steps.",
+    ),
+    Recipe(
         "edit_without_inversion",
         "No inversion at all",
         "the source is noised afresh at each step (InfEdit); for few-step models",
