@@ -54,7 +54,8 @@ def test_edict_edits_to_the_published_image(edict, tiny3, embeddings):
     result = run_edit(tiny3, trajectory, embeddings[facts["prompt_tar"]], embeddings[""],
                       cfg=facts["guidance_scale"])
     assert rms(result.edited * SCALE, tensors["edit_pair_final"][0]) <= 5e-4
-    assert rms(result.source, trajectory.clean) <= 1e-5
+    # exact but for the network's own rounding, which the two directions do not share
+    assert rms(result.source * SCALE, trajectory.clean * SCALE) <= 5e-5
 
 
 @pytest.fixture(scope="module")
