@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
@@ -84,6 +84,10 @@ class Control:
 
     def key_mask(self, step: int, site: Site) -> KeyMask | None:
         """Return the foreground of a self-attention (both halves) at this step, or None."""
+        return None
+
+    def map_guidance(self, step: int) -> Any:
+        """Return how the target is pulled to the source's maps at this step, or None."""
         return None
 
     def guidance(self, step: int, sigma: Tensor, halves: Halves) -> Halves:

@@ -1,6 +1,7 @@
 """What is happening in one edit (mutable): made when sampling starts, dropped when it ends."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -273,6 +274,16 @@ class EditRun:
         if self.store is not None:
             return replayed_residual(self.store, self.layout, block, self.step, h)
         return take_rows(h, residual_rows(self.layout))
+
+    def map_guidances(self, step: int) -> list[Any]:
+        """Return how controls pull the target to the source's maps at a step, in order."""
+        asked = [control.map_guidance(step) for control in self.controls]
+        return [guidance for guidance in asked if guidance is not None]
+
+    def last_guided_step(self) -> int:
+        """Return the last step whose source latent is needed for its maps; -1 if there is none."""
+        steps = range(self.facts.start_step, self.facts.steps)
+        return max((step for step in steps if self.map_guidances(step)), default=-1)
 
     def guidance(self, step: int, sigma: Tensor, halves: Halves) -> Halves:
         """Let every control change what guidance mixes, in order."""

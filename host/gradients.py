@@ -1,6 +1,7 @@
 """Gradients through the host's models, loaded as inference tensors, without copying weights."""
 
 import functools
+import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -184,3 +185,13 @@ def differentiable(model_options: dict) -> dict:
 
     transformer["optimized_attention_override"] = override
     return {**model_options, "transformer_options": transformer}
+
+
+def loss_scale(base: Any, factor: float) -> float:
+    """Return a power of two near `factor` for networks that compute in fp16, 1 for others.
+
+    Multiplying a loss by it keeps small gradients inside fp16: a mean over the latent's elements
+    makes each gradient smaller by their number.
+    """
+    dtype = base.manual_cast_dtype or base.get_dtype()
+    return 2.0 ** round(math.log2(factor)) if dtype == torch.float16 else 1.0

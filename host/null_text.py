@@ -15,7 +15,13 @@ from ..diffusion.inversion import from_level
 from ..diffusion.null_text import NullState, optimise_null
 from ..diffusion.trajectory import NullRule, SourceRule, Trajectory
 from .conditioning import check_conditioning, single_entry
-from .gradients import CHECKPOINTING, differentiable, gradient_run, guided_models
+from .gradients import (
+    CHECKPOINTING,
+    differentiable,
+    gradient_run,
+    guided_models,
+    loss_scale,
+)
 from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
 from .model import check_model
@@ -86,7 +92,7 @@ class NullTextSampler(comfy.samplers.Sampler):
                     cond, uncond, self.cfg, x, sigma, options, ("source", "negative")
                 ),
                 differentiate=differentiate,
-                loss_scale=loss_scale(guider.inner_model, noise),
+                loss_scale=loss_scale(guider.inner_model, noise[0].numel()),
                 flow=trajectory.model.flow,
                 **self.settings,
             ):
@@ -100,17 +106,6 @@ class NullTextSampler(comfy.samplers.Sampler):
             self.checkpointed = run.checkpointed
             clean = from_level(state.x, grid[0], trajectory.model.flow)
         return clean.detach().clone()
-
-
-def loss_scale(base: Any, latent: Tensor) -> float:
-    """Return the factor on the loss that keeps gradients inside fp16, 1 for other networks.
-
-    The loss is a mean over the latent's elements, so single gradients are that much smaller.
-    """
-    dtype = base.manual_cast_dtype or base.get_dtype()
-    return 2.0 ** round(torch.tensor(latent[0].numel()).log2().item()) if (
-        dtype == torch.float16
-    ) else 1.0
 
 
 def optimise(
