@@ -116,7 +116,7 @@ class EditSampler(comfy.samplers.Sampler):
                 start_step=start,
                 source_until=self.source_until,
                 after_step=self.after_step,
-                before_step=lambda *state: self.before_step(*state, plain),
+                before_step=lambda *reached: self.before_step(*reached, plain),
             ):
                 if callback is not None:
                     callback(state.step - start, state.denoised, state.target, total)
