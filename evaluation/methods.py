@@ -30,7 +30,7 @@ def plain_ddim(bench: Workbench) -> Outcome:
 
 def p2p(bench: Workbench) -> Outcome:
     """Prompt-to-Prompt from a source branch that drifts as DDIM inversion lets it."""
-    return bench.edit(bench.ddim(), bench.p2p(), reconstruct=True)
+    return bench.edit(bench.ddim(), bench.p2p())
 
 
 def direct_p2p(bench: Workbench) -> Outcome:

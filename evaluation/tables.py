@@ -36,12 +36,12 @@ def decibel(value: float) -> str:
 
 
 def fill(page: Path, name: str, content: str) -> None:
-    """Put content between `<!-- table:NAME -->` and `<!-- /table:NAME -->` of a page.
+    """Put content between `<!-- table:NAME -->` and the next `<!-- /table -->` of a page.
 
     Raises: ValueError if the page lacks one of the marks.
     """
     text = page.read_text(encoding="utf-8")
-    opening, closing = f"<!-- table:{name} -->", f"<!-- /table:{name} -->"
+    opening, closing = f"<!-- table:{name} -->", "<!-- /table -->"
     before, found, rest = text.partition(opening)
     _, ended, after = rest.partition(closing)
     if not found or not ended:

@@ -23,18 +23,19 @@ def test_numbers_that_are_not_there_are_dashes():
 
 def test_a_table_goes_between_its_marks_and_again_over_itself(tmp_path):
     page = tmp_path / "README.md"
-    page.write_text("# Title\n<!-- table:edits -->\nold\n<!-- /table:edits -->\nend\n")
+    other = "<!-- table:speed -->\n<!-- /table -->\n"
+    page.write_text(f"# Title\n<!-- table:edits -->\nold\n<!-- /table -->\nend\n{other}")
     for content in ("first", "second"):
         tables.fill(page, "edits", content)
     assert page.read_text() == (
-        "# Title\n<!-- table:edits -->\nsecond\n<!-- /table:edits -->\nend\n"
+        f"# Title\n<!-- table:edits -->\nsecond\n<!-- /table -->\nend\n{other}"
     )
 
 
 def test_a_page_without_the_marks_is_refused(tmp_path):
     page = tmp_path / "README.md"
     page.write_text("<!-- table:edits --> without an end")
-    with pytest.raises(ValueError, match=r"<!-- /table:edits -->"):
+    with pytest.raises(ValueError, match=r"add <!-- table:edits --> and <!-- /table -->"):
         tables.fill(page, "edits", "x")
 
 

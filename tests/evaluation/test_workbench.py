@@ -57,8 +57,9 @@ def test_row_forwards_are_those_of_one_picture(demo, cases):
         return METHODS[name](bench(demo, cases[:1])).rows
 
     assert rows("plain DDIM") == (3, 3 * 2)
-    assert rows("P2P") == (3, 3 * 4)
     # windows of half of three steps: int(.5 * 4) = 2 steps of cross-attention
+    assert rows("P2P") == (3, 2 * 4 + 1 * 2)
+    assert rows("DDIM + P2P") == (3, 3 * 4)  # the same with its reconstruction
     assert rows("DirectInversion + P2P") == (3, 2 * 3 + 1 * 2)
 
 

@@ -39,7 +39,7 @@ def compare(
     reconstruction: bool = False,
 ) -> list[Summary]:
     """Run a comparison; print and write what the command line asks for."""
-    pictured = range(min(options.pictures, len(cases))) if options.sheet else ()
+    pictured = spread_out(len(cases), options.pictures) if options.sheet else ()
     results = run_cases(cases, entries, options, pictured)
     summaries = summarise(results.scores)
     publish(name, f"{title}\n\n{make_table(summaries, reconstruction)}", options)
@@ -48,6 +48,11 @@ def compare(
     if options.json:
         save_scores(options.json, results)
     return summaries
+
+
+def spread_out(count: int, wanted: int) -> range:
+    """Return the numbers of about `wanted` cases, evenly apart; an odd step shows all kinds."""
+    return range(0, count, max(1, count // max(wanted, 1) | 1)) if wanted else range(0)
 
 
 def publish(name: str, text: str, options: argparse.Namespace) -> None:

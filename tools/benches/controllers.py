@@ -17,7 +17,7 @@ from retrace.evaluation.scenes_bench import draw, draw_reshapes
 from retrace.evaluation.scores import Summary, summarise
 
 from ._common import Entry, add_arguments, run_cases
-from ._report import add_setting_arguments, make_settings, publish, save_sheet
+from ._report import add_setting_arguments, make_settings, publish, save_sheet, spread_out
 
 METHODS = (
     "plain DDIM",
@@ -39,7 +39,7 @@ def main(arguments: Sequence[str]) -> int:
         "shape": draw_reshapes(options.n, options.seed),
     }
     cases: list[EditCase] = [case for pair in zip(*kinds.values(), strict=True) for case in pair]
-    pictured = range(min(options.pictures, len(cases))) if options.sheet else ()
+    pictured = spread_out(len(cases), options.pictures) if options.sheet else ()
     results = run_cases(cases, entries, options, pictured)
     found = {
         kind: summarise([score for score in results.scores if score.attribute == kind])

@@ -23,8 +23,19 @@ EDITS = (
     "NPI + P2P",
     "ProxNPI + P2P",
     "DirectInversion + P2P",
+    "DPM-Solver++ (30) + P2P",
+    "DPM-Solver++ (30) + DirectInversion + P2P",
+    "EDICT + P2P",
+    "edit-friendly DDPM + P2P",
+    "InfEdit (12) + P2P",
 )
-ROUND_TRIPS = ("DDIM (50)", "DDIM (50), refined 5 times a step")
+ROUND_TRIPS = (
+    "DDIM (50)",
+    "DDIM (50), refined 5 times a step",
+    "DPM-Solver++ (30)",
+    "EDICT (40 of 50)",
+    "edit-friendly DDPM (50)",
+)
 
 
 def main(arguments: Sequence[str]) -> int:
