@@ -2,7 +2,10 @@
 
 from comfy_api.latest import io
 
+from ..attention.map_guidance import AttentionGuidance
 from ..diffusion.proximal import MODES
+from ..host.editing import with_controller
+from ..host.gradients import CHECKPOINTING
 from ..host.negative_prompt import with_proximal_guidance
 from . import types
 
@@ -72,3 +75,68 @@ class ProximalGuidance(io.ComfyNode):
             model, mode=mode, quantile=quantile, both_rows=quantile_over == "both rows",
             rate=pull, pull_until=pull_until, dilate=dilate, threshold=threshold or None,
         ))
+
+
+class XAttnGuidance(io.ComfyNode):
+    """XAttn-Guidance."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return types.schema(
+            node_id="RetraceXAttnGuidance",
+            display_name="XAttn-Guidance",
+            description=(
+                "Pulls the target's word maps to the source's by a gradient step on the latent "
+                "before each step of the edit (pix2pix-zero, Parmar et al. 2023). About three "
+                "times the cost of the plain edit; acts in the Edit-Sampler only."
+            ),
+            search_aliases=["pix2pix-zero", "cross-attention guidance"],
+            inputs=[
+                io.Model.Input("model", tooltip="The checkpoint's model, or a controller's."),
+                io.Float.Input("amount", default=0.1, min=0.001, max=10.0, step=0.01, round=0.001,
+                               tooltip=(
+                                   "Length of the gradient step. 0.1 is the paper's for photos, "
+                                   "0.15 for generated images; Stable Diffusion 2 needs about 0.01."
+                               )),
+                io.Float.Input("until", default=1.0, min=0.0, max=1.0, step=0.05, round=0.01,
+                               tooltip=(
+                                   "Fraction of the steps, from the noisy end, that are guided; "
+                                   "1 guides all."
+                               )),
+                io.String.Input("layers", default="", optional=True,
+                                tooltip=(
+                                    "Cross-attention layers to compare: 'output, middle', "
+                                    "'input.4', or numbers '2-5'. Empty: all, as published."
+                                )),
+                io.Boolean.Input("normalise", default=True, optional=True,
+                                 tooltip=(
+                                     "Weigh layers alike whatever their resolution and number, so "
+                                     "that one amount fits all sizes and models. Off: plain sum."
+                                 )),
+                io.Boolean.Input("published", default=False, optional=True,
+                                 tooltip=(
+                                     "Reproduce the reference code: plain sum over layers, loss on "
+                                     "both guidance rows, each with a latent of its own. Off costs "
+                                     "less and guides the one latent."
+                                 )),
+                io.Combo.Input("checkpointing", options=list(CHECKPOINTING), default="auto",
+                               optional=True,
+                               tooltip=(
+                                   "Recomputes instead of storing: slower, a fraction of the "
+                                   "memory. 'auto' starts when memory runs out, 'never' turns it "
+                                   "off."
+                               )),
+            ],
+            outputs=[
+                io.Model.Output("model", display_name="model",
+                                tooltip="For the next controller or the Edit-Sampler."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls, model, amount, until, layers="", normalise=True, published=False,
+                checkpointing="auto") -> io.NodeOutput:
+        return io.NodeOutput(with_controller(model, AttentionGuidance(
+            amount=amount, until=until, layers=layers, normalise=normalise, published=published,
+            checkpointing=checkpointing,
+        )))

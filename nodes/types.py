@@ -8,6 +8,7 @@ from comfy_api.latest import io
 Trajectory = io.Custom("RETRACE_TRAJECTORY")
 Prompts = io.Custom("RETRACE_PROMPTS")
 Attention = io.Custom("RETRACE_ATTENTION")
+Direction = io.Custom("RETRACE_DIRECTION")
 
 CATEGORY = "image editing/retrace"
 
