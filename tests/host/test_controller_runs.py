@@ -2,7 +2,8 @@
 
 import pytest
 import torch
-from helpers_host import SD_LIKE, make_unet_model, rms, words_prompt
+from helpers_host import SD_LIKE, make_unet_model, words_prompt
+from helpers_textbook import relative
 
 pytestmark = pytest.mark.host
 
@@ -67,7 +68,8 @@ def test_images_of_a_batch_are_blended_as_they_are_alone(model):
     both = inverted(model, batch=2)
     one = both.replace(latents=both.latents[:, 1:], clean=both.clean[1:])
     together, alone = (run(model, blending(), t) for t in (both, one))
-    assert rms(together.edited[1:], alone.edited) <= 1e-4  # rounding differs with the batch
+    # rounding differs with the batch, and the walk amplifies it
+    assert relative(together.edited[1:], alone.edited) <= 1e-4
     assert float((together.mask[1:] != alone.mask).float().mean()) <= 0.01
 
 
