@@ -66,6 +66,7 @@ class InvertDDIM(io.ComfyNode):
                                    "'published' keeps the code's quirks."
                                )),
                 io.Int.Input("seed", default=0, min=0, max=2**63 - 1, optional=True,
+                             control_after_generate=False,  # a new seed would invert anew each run
                              tooltip="Of the random shifts of regularise; nothing else is random."),
             ],
             outputs=[

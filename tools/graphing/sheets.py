@@ -13,35 +13,34 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from hosting.imaging import draw_sheet
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-SIDE = 256
+SIDE = 384
 QUALITY = 88
 
 
 def draw_thumbnail(pictures: list[Image.Image], label: str) -> Image.Image:
-    """Put up to two pictures side by side; a label of the model family in the corner."""
-    shown = [pictures[0], pictures[-1]] if len(pictures) > 1 else pictures
-    tiles = [_fit(picture) for picture in shown]
-    thumbnail = Image.new("RGB", (sum(tile.width for tile in tiles), SIDE), "white")
-    left = 0
-    for tile in tiles:
-        thumbnail.paste(tile, (left, 0))
-        left += tile.width
+    """Show the last picture, the first small in its corner, and the model family's name.
+
+    Square, as the template browser shows them.
+    """
+    thumbnail = _fit(pictures[-1], SIDE)
+    if len(pictures) > 1:
+        inset = ImageOps.expand(_fit(pictures[0], SIDE * 3 // 8), 4, "white")
+        thumbnail.paste(inset, (8, SIDE - inset.height - 8))
     if label:
-        draw, font = ImageDraw.Draw(thumbnail), ImageFont.load_default(22)
-        width = int(font.getlength(label)) + 16
-        draw.rectangle((0, SIDE - 34, width, SIDE), fill=(20, 20, 24))
-        draw.text((8, SIDE - 31), label, fill="white", font=font)
+        draw, font = ImageDraw.Draw(thumbnail), ImageFont.load_default(26)
+        width = int(font.getlength(label)) + 20
+        draw.rectangle((SIDE - width, 0, SIDE, 40), fill=(20, 20, 24))
+        draw.text((SIDE - width + 10, 4), label, fill="white", font=font)
     return thumbnail
 
 
-def _fit(picture: Image.Image) -> Image.Image:
-    """Bring a picture to the thumbnail's height: small ones keep their pixels sharp."""
-    grown = picture.height < SIDE
+def _fit(picture: Image.Image, side: int) -> Image.Image:
+    """Bring a picture to a square: small ones keep their pixels sharp."""
+    grown = picture.height < side
     method = Image.Resampling.NEAREST if grown else Image.Resampling.LANCZOS
-    width = max(1, round(picture.width * SIDE / picture.height))
-    return picture.resize((width, SIDE), method).crop((0, 0, min(width, 2 * SIDE), SIDE))
+    return ImageOps.fit(picture, (side, side), method, centering=(0, 0))
 
 
 def main(request: dict) -> None:

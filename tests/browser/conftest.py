@@ -1,0 +1,63 @@
+"""A headless Chromium on the real page of the shared server; skipped where there is none."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync --enable-unsafe-swiftshader"
+).split()
+READY = "window.app && window.app.graph && window.app.extensionManager"
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark everything in this folder, and give it the time that a browser may take."""
+    here = Path(__file__).parent
+    for item in items:
+        if here in item.path.parents:
+            item.add_marker(pytest.mark.host)
+            item.add_marker(pytest.mark.server)
+            item.add_marker(pytest.mark.timeout(600))
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator:
+    """Chromium, started once."""
+    api = pytest.importorskip("playwright.sync_api", reason="no playwright")
+    path = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if path is None:
+        pytest.skip("no Chromium on this machine")
+    with api.sync_playwright() as playwright:
+        started = playwright.chromium.launch(executable_path=path, args=FLAGS)
+        yield started
+        started.close()
+
+
+@pytest.fixture(scope="module")
+def page(browser, client) -> Iterator:
+    """The page as a new user meets it; what it logs as errors is in `page.failures`."""
+    tab = browser.new_page(viewport={"width": 1600, "height": 900})
+    tab.set_default_timeout(120_000)
+    tab.failures = []
+    tab.on("pageerror", lambda error: tab.failures.append(str(error)))
+    tab.goto(client.url)
+    tab.wait_for_function(READY)
+    tab.wait_for_timeout(2000)  # the page goes on to load its default graph
+    yield tab
+    tab.close()
+
+
+@pytest.fixture
+def keep(page):
+    """Keep a screenshot in the folder RETRACE_SCREENSHOTS, if that is set."""
+
+    def take(name: str) -> None:
+        if folder := os.environ.get("RETRACE_SCREENSHOTS"):
+            page.screenshot(path=str(Path(folder) / f"{name}.png"))
+
+    return take
