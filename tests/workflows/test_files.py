@@ -125,9 +125,13 @@ def test_conversion_gives_back_what_was_described(file, object_info):
     recipe = next(r for r in sorted(RECIPES, key=lambda r: -len(r.name))
                   if file.stem.startswith(r.name))  # fmt: skip
     words = next(w for kit, w in recipe.words if file.stem == recipe.name + kit.suffix)
-    pair = next(n["inputs"] for n in prompt.values() if n["class_type"] == "RetracePromptPair")
-    text = prompt[pair["source"][0]]["inputs"]["value"]
-    assert (text, pair["target"], pair["alignment"]) == (words.source, words.target, "fixed")
+    (text,) = (n for n in prompt.values() if n["class_type"] == "PrimitiveStringMultiline")
+    assert text["inputs"] == {"value": words.source}
+    pairs = [n["inputs"] for n in prompt.values() if n["class_type"] == "RetracePromptPair"]
+    assert bool(pairs) == bool(words.target)
+    for pair in pairs[:1]:
+        assert prompt[pair["source"][0]] is text
+        assert (pair["target"], pair["alignment"]) == (words.target, "fixed")
     switched_on = [node for node in workflow["nodes"] if node["mode"] == 0]
     assert len(prompt) == len(switched_on) - 1  # less the note
     for node in prompt.values():

@@ -7,6 +7,7 @@ from .parts import Start, invert, prompt_to_prompt, sample, show
 
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
 SAVED = "retrace/trajectory_00001_.trajectory.safetensors [output]"  # the first that is saved
+SAVED_DIRECTION = "retrace/direction_00001_.direction.safetensors [output]"
 
 
 def word_swap(graph: Graph, start: Start) -> None:
@@ -174,6 +175,39 @@ def negative_prompt(graph: Graph, start: Start) -> None:
         model = graph.add("RetraceProximalGuidance", model=model).model
         edit = sample(graph, start, model, refined)
     show(graph, start, edit, prefix="negative prompt")
+
+
+def pix2pix_zero(graph: Graph, start: Start) -> None:
+    """An edit direction between two words in place of a target prompt, guided by word maps."""
+    source, target = start.words.sentences
+    with graph.group(NOISE):
+        trajectory = invert(graph, start, pinned=False, regularise="fixed")
+    with graph.group(EDIT, 340):
+        if start.demo:  # its few words leave no room for the templates' sentences
+            sentences = {"source_sentences": source, "target_sentences": target}
+        else:
+            templates = graph.add(
+                "RetraceSentenceTemplates", source_word=source, target_word=target
+            )
+            sentences = {
+                name: getattr(templates, name) for name in ("source_sentences", "target_sentences")
+            }
+        moved = graph.add(
+            "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source, **sentences
+        )
+        model = graph.add("RetraceXAttnGuidance", model=start.model).model
+        edit = sample(graph, start, model, trajectory, positive=moved.conditioning)
+        graph.column()
+        graph.add("RetraceSaveDirection", direction=moved.direction)
+    show(graph, start, edit, prefix="pix2pix zero")
+    with graph.group("Another day: switch these on", muted=True):
+        loaded = graph.add("RetraceLoadDirection", file=SAVED_DIRECTION).direction
+        again = graph.add(
+            "RetraceApplyDirection", direction=loaded, conditioning=start.source
+        ).conditioning
+        edit = sample(graph, start, model, trajectory, positive=again)
+        image = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
+        graph.add("SaveImage", "Edited", images=image, filename_prefix="Retrace/direction")
 
 
 def edit_many(graph: Graph, start: Start) -> None:

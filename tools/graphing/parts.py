@@ -22,11 +22,15 @@ NOTE = """# {title}
 
 @dataclass(frozen=True)
 class Words:
-    """The prompts of a workflow, and the Demo-Scene they are about ("" where a photo is loaded)."""
+    """The prompts of a workflow, and the Demo-Scene they are about ("" where a photo is loaded).
+
+    target: "" where there is no target prompt. sentences: what an edit direction is made of.
+    """
 
     source: str
     target: str
     scene: str = ""
+    sentences: tuple[str, str] = ("", "")
 
 
 @dataclass(frozen=True)
@@ -87,7 +91,7 @@ class Start:
     picture: Node
     image: Output
     latent: Output
-    pair: Node
+    pair: Node | None
     text: Output
     source: Output
     negative: Output
@@ -106,7 +110,7 @@ class Start:
 
 
 def begin(graph: Graph, kit: Kit, words: Words) -> Start:
-    """Draw picture, model and prompts."""
+    """Draw picture, model and prompts; with no target words, only the source prompt."""
     with graph.group("1  Picture and model"):
         if kit.checkpoint:
             loader = graph.add(
@@ -127,9 +131,11 @@ def begin(graph: Graph, kit: Kit, words: Words) -> Start:
         # target there would make the host run the inversion again
         text = graph.add("PrimitiveStringMultiline", "What the photo shows", value=words.source)
         source = graph.add("CLIPTextEncode", "Source prompt", clip=loader.clip, text=text.string)
-        pair = graph.add(
-            "RetracePromptPair", clip=loader.clip, source=text.string, target=words.target
-        )
+        pair = None
+        if words.target:
+            pair = graph.add(
+                "RetracePromptPair", clip=loader.clip, source=text.string, target=words.target
+            )
         negative = graph.add("CLIPTextEncode", "Negative prompt", clip=loader.clip, text="")
     demo = kit.checkpoint is None
     encoded = (source.conditioning, negative.conditioning)
@@ -157,7 +163,8 @@ def prompt_to_prompt(graph: Graph, start: Start, pair: Node | None = None, **giv
 
 def sample(graph: Graph, start: Start, model: Output, trajectory: Output, **given: Any) -> Node:
     """Draw the Edit-Sampler."""
-    given = {"positive": start.pair.target, "negative": start.negative, "cfg": 7.5, **given}
+    target = start.pair and start.pair.target
+    given = {"positive": target, "negative": start.negative, "cfg": 7.5, **given}
     return graph.add("RetraceEditSampler", model=model, trajectory=trajectory, **given)
 
 

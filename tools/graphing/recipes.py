@@ -13,6 +13,11 @@ from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin
 PAIR = "a red circle and a yellow star on a striped blue background"
 HEART = "a purple heart on a plain white background"
 RING = "a white ring on a plain green background"
+REDS = "\n".join(
+    f"a red {shape} on a {ground} background"
+    for shape in ("circle", "square", "star", "heart")
+    for ground in ("striped blue", "plain white", "checkered yellow")
+)
 GIRL = "a drawing of a girl in a pink dress on a green hill"
 
 
@@ -199,6 +204,25 @@ RECIPES: tuple[Recipe, ...] = (
             "**pull**: how fast the rest goes back to the inversion",
         ),
         "a fast edit with no pinning; a little less exact than Direct Inversion.",
+    ),
+    Recipe(
+        "edit_pix2pix_zero",
+        "An edit direction",
+        "no target prompt: the direction from one word to another (pix2pix-zero)",
+        edits.pix2pix_zero,
+        (
+            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
+        ),
+        "Edit-Direction moves the source prompt's embedding by the mean difference of two sets of "
+        "sentences; XAttn-Guidance holds the word maps to the source's by a gradient step before "
+        "each step. About three times the cost of a plain edit.",
+        (
+            "the sentences, or the words of Sentence-Templates",
+            "**strength** in Edit-Direction: how far to move; negative moves the other way",
+            "**amount** in XAttn-Guidance: more keeps more of the layout",
+        ),
+        "the thing changes, the layout stays; the direction is saved for other pictures.",
     ),
     Recipe(
         "edit_dpm_solver",
