@@ -39,7 +39,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--pool", default="large", help="name of the pool in the work folder")
     parser.add_argument("--autoencoder-minutes", type=float, default=16.5,
                         help="wall clock; the learning rate falls to 0 at its end")
-    parser.add_argument("--denoiser-minutes", type=float, default=80.0, help="the same")
+    parser.add_argument("--denoiser-minutes", type=float, default=84.0, help="the same")
     parser.add_argument("--workers", type=int, default=2, help="one-thread processes")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--weights", type=Path, default=ROOT / "demo" / "retrace-demo.safetensors",
