@@ -101,14 +101,15 @@ class PreparedAttentionGuidance(Control):
 
 
 def cross_map(q: Tensor, k: Tensor, heads: int) -> Tensor:
-    """Return the attention map "rows heads queries keys" in float32.
+    """Return the attention map "rows heads queries keys", at least in float32.
 
     q: "rows queries heads*dim"; k: "rows keys heads*dim".
     """
     rows, queries, width = q.shape
     dim = width // heads
-    query = q.float().reshape(rows, queries, heads, dim).transpose(1, 2)
-    key = k.float().reshape(rows, -1, heads, dim).transpose(1, 2)
+    precise = torch.promote_types(q.dtype, torch.float32)
+    query = q.to(precise).reshape(rows, queries, heads, dim).transpose(1, 2)
+    key = k.to(precise).reshape(rows, -1, heads, dim).transpose(1, 2)
     return (query @ key.transpose(2, 3) * dim**-0.5).softmax(-1)
 
 

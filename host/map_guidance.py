@@ -85,8 +85,8 @@ class MapPuller:
         if not self.norms:
             return {}
         return {
-            "map_loss": " ".join(f"{loss:.3g}" for loss in self.losses),
-            "gradient_norm": " ".join(f"{norm:.3g}" for norm in self.norms),
+            "map_loss": " ".join(f"{loss:.5g}" for loss in self.losses),
+            "gradient_norm": " ".join(f"{norm:.5g}" for norm in self.norms),
         }
 
 

@@ -28,7 +28,7 @@ def make_unet_model(
 ) -> Any:
     """Return a ModelPatcher around a random UNet built by the host from a config (CPU).
 
-    weights: their dtype; the network computes in fp32 whatever it is.
+    weights: their dtype; the network computes in fp32, or in fp64 where they are fp64.
     """
     import comfy.model_base
     import comfy.model_patcher
@@ -38,7 +38,8 @@ def make_unet_model(
         unet_extra_config: dict = {}  # noqa: RUF012
 
     config = Config(dict(unet_config))
-    config.set_inference_dtype(weights, None if weights == torch.float32 else torch.float32)
+    computes_in_theirs = weights in (torch.float32, torch.float64)
+    config.set_inference_dtype(weights, None if computes_in_theirs else torch.float32)
     with torch.inference_mode(False):
         model = config.get_model({}, device=torch.device("cpu"))
         generator = torch.Generator().manual_seed(seed)

@@ -3,6 +3,7 @@
 import pytest
 import torch
 from helpers_host import conditioning, rms
+from retrace.attention.plan import Control
 
 pytestmark = pytest.mark.host
 
@@ -78,3 +79,47 @@ def test_gradients_and_guided_latents_equal_the_published_ones(tiny3, published)
     for step, gradient in found:
         expected = tensors["xa_grad"][step]
         assert rms(gradient, expected) <= 1e-3 * rms(expected, torch.zeros_like(expected))
+
+
+class TeacherForced(Control):
+    """Compares the target after every step with the published one, then continues from that."""
+
+    name = "teacher"
+
+    def __init__(self, states: torch.Tensor) -> None:
+        self.states, self.worst = states, 0.0
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def prepare(self, facts):
+        return self
+
+    def after_step(self, step, sigma, source, target):
+        scale = (1 + sigma**2).sqrt()
+        self.worst = max(self.worst, float((target / scale - self.states[step]).abs().max()))
+        return self.states[step] * scale
+
+
+def test_each_step_of_an_edit_equals_the_published_one(tiny3, published):
+    # step by step, for the gradient of a random network's maps amplifies rounding
+    from retrace.attention.map_guidance import AttentionGuidance
+    from retrace.diffusion.trajectory import Trajectory
+    from retrace.host.editing import run_edit, with_controller
+    from retrace.host.model import make_grid, model_facts
+
+    tensors, facts = published
+    caption = conditioning(tensors["emb_caption"])
+    edited = conditioning(tensors["emb_caption"] + tensors["emb_tar"] - tensors["emb_src"])
+    sigmas = make_grid(tiny3, "diffusers", 10)
+    # only the last state is used: the published sampler starts there, its levels below are its own
+    root = (1 + sigmas**2).sqrt()[:, None, None, None, None]
+    trajectory = Trajectory(tensors["z_inv"] * root, sigmas, tensors["z_inv"][0] / 0.18215,
+                            model_facts(tiny3), source=caption)
+    states = torch.cat([tensors["xa_x_before"][1:, :1], tensors["edit_final"][None]])
+    teacher = TeacherForced(states)
+    asked = AttentionGuidance(facts["xa_guidance"], published=True, checkpointing="never")
+    guided = with_controller(with_controller(tiny3, asked), teacher)
+    result = run_edit(guided, trajectory, edited, caption, cfg=facts["guidance_scale"])
+    assert 0 < teacher.worst <= 5e-5
+    assert rms(result.source * 0.18215, tensors["rec_final"]) <= 5e-4
