@@ -73,7 +73,11 @@ def test_widget_values_are_as_many_as_the_page_shows(file, object_info):
         expected = sum(kind in ("INT", "FLOAT", "STRING", "BOOLEAN", "COMBO") for kind in kinds)
         # an upload button and a choice of what happens to a seed are fields of the page's own
         expected += any(len(spec) > 1 and spec[1].get("image_upload") for spec in specs.values())
-        expected += sum(name in ("seed", "noise_seed") for name in specs)
+        expected += sum(
+            spec[1].get("control_after_generate", True)
+            for name, spec in specs.items()
+            if name in ("seed", "noise_seed")
+        )
         assert len(node["widgets_values"]) == expected, node["type"]
 
 
