@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Write the workflows of the pack, drawn against the nodes of a real server.
 
-    python3 tools/workflows.py            write workflows/*.json
+    python3 tools/workflows.py            write workflows/*.json and subgraphs/*.json
     python3 tools/workflows.py --check    fail if one of them is not what would be written
 
 The descriptions are in tools/graphing/recipes.py; the files are never edited by hand.
@@ -17,6 +17,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
+from graphing.blueprint import NAME, draw_blueprint
 from graphing.graph import write
 from graphing.recipes import RECIPES
 from hosting.errors import HostError
@@ -26,6 +27,7 @@ from hosting.server import Server
 from hosting.setup import find_host
 
 FOLDER = REPOSITORY / "workflows"
+BLUEPRINT = REPOSITORY / "subgraphs" / f"{NAME}.json"
 
 
 def project() -> tuple[str, str]:
@@ -60,14 +62,17 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--check", action="store_true", help="write nothing, compare")
     options = parser.parse_args(arguments)
     stale = []
-    for name, text in draw_all(read_object_info()).items():
-        file = FOLDER / name
+    object_info = read_object_info()
+    drawn = {FOLDER / name: text for name, text in draw_all(object_info).items()}
+    drawn[BLUEPRINT] = write(draw_blueprint(object_info, *project()))
+    for file, text in drawn.items():
+        name = file.name
         if file.exists() and file.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)
         if not options.check:
             file.write_text(text, encoding="utf-8")
-            print(f"wrote workflows/{name}")
+            print(f"wrote {file.relative_to(REPOSITORY)}")
     if stale and options.check:
         print(f"stale: {', '.join(stale)}; run python3 tools/workflows.py")
     return bool(stale and options.check)

@@ -138,5 +138,33 @@ def test_page_makes_of_a_workflow_what_our_converter_makes(file, page, object_in
         assert given == ours[key]["inputs"], node["class_type"]
 
 
+def test_blueprint_edits_behind_six_inputs(page, client):
+    file = REPOSITORY / "subgraphs" / "Edit a photo by prompt.json"
+    listed = client.get("/global_subgraphs").values()
+    assert file.stem in [entry["name"] for entry in listed]
+    widgets = page.evaluate(
+        """async text => {
+            await window.app.loadGraphData(JSON.parse(text));
+            const graph = window.app.graph, [edit] = graph._nodes;
+            const add = type => {
+                const node = window.LiteGraph.createNode(type);
+                graph.add(node);
+                return node;
+            };
+            const model = add('RetraceDemoModel'), scene = add('RetraceDemoScene');
+            for (const slot of [0, 1, 2]) model.connect(slot, edit, slot);
+            scene.connect(0, edit, 3);
+            for (const slot of [0, 1]) edit.connect(slot, add('PreviewImage'), 0);
+            const inner = edit.subgraph.nodes.find(node => node.type === 'RetraceInvertDDIM');
+            inner.widgets.find(widget => widget.name === 'steps').value = 6;
+            return edit.widgets.map(widget => widget.name);
+        }""",
+        file.read_text(encoding="utf-8"),
+    )
+    assert widgets == ["source", "target"]
+    assert run(page, client)["status"]["status_str"] == "success"
+    page.wait_for_function(SHOWN)
+
+
 def test_page_met_no_error_of_ours(page):
     assert not [failure for failure in page.failures if "retrace" in failure.lower()]

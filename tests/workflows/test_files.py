@@ -5,6 +5,8 @@ import re
 from itertools import pairwise
 
 import pytest
+from graphing.blueprint import draw_blueprint
+from graphing.graph import write
 from graphing.recipes import RECIPES
 from hosting.layout import REPOSITORY
 from workflow_api import to_api
@@ -34,6 +36,11 @@ def test_files_are_what_the_descriptions_draw(object_info):
     assert sorted(drawn) == [file.name for file in FILES]
     stale = [file.name for file in FILES if file.read_text(encoding="utf-8") != drawn[file.name]]
     assert not stale, "run python3 tools/workflows.py"
+
+
+def test_blueprint_is_what_is_drawn(object_info):
+    drawn = write(draw_blueprint(object_info, *tool.project()))
+    assert tool.BLUEPRINT.read_text(encoding="utf-8") == drawn, "run python3 tools/workflows.py"
 
 
 @each_file

@@ -168,7 +168,7 @@ class Graph:
         if unknown := set(given) - {slot.name for slot in slots}:
             raise DrawingError(f"{kind} has no input {', '.join(sorted(unknown))}")
         widgets = 0
-        for slot in slots:
+        for slot in sorted(slots, key=lambda slot: slot.widget):  # as the page orders them
             self._connect(node, slot, given.get(slot.name))
             if slot.widget:
                 multiline = slot.options.get("multiline", False)
