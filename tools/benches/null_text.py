@@ -47,7 +47,7 @@ def main(arguments: Sequence[str]) -> int:
             started = clock()
             losses[name] = run()
             seconds[name].append(clock() - started)
-    memory = {name: _memory.peak_memory(run, device).run for name, run in ways.items()}
+    memory = {name: _memory.peak_memory(run, device, 0).run for name, run in ways.items()}
     times = {name: min(values) for name, values in seconds.items()}
     reference = losses["published"]
     print(f"{options.model}, {options.size} pixels, {options.steps} steps of {options.inner} inner "
