@@ -12,7 +12,7 @@ class Settings:
     """
 
     steps: int = 50
-    cfg: float = 5.0
-    cross: float = 0.4
-    self_: float = 0.6
+    cfg: float = 4.0
+    cross: float = 0.6
+    self_: float = 0.4
     blend: float = 0.3

@@ -20,9 +20,9 @@ from ._common import Entry, Results, run_cases
 def add_setting_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the parameters that all methods of a table share."""
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--cfg", type=float, default=5.0, help="guidance of every edit (5)")
-    parser.add_argument("--cross", type=float, default=0.4, help="cross window of P2P (0.4)")
-    parser.add_argument("--self", type=float, default=0.6, dest="self_", help="self window (0.6)")
+    parser.add_argument("--cfg", type=float, default=4.0, help="guidance of every edit (4)")
+    parser.add_argument("--cross", type=float, default=0.6, help="cross window of P2P (0.6)")
+    parser.add_argument("--self", type=float, default=0.4, dest="self_", help="self window (0.4)")
 
 
 def make_settings(options: argparse.Namespace) -> Settings:

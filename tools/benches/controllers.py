@@ -12,12 +12,20 @@ import argparse
 from collections.abc import Sequence
 
 from retrace.evaluation import tables
-from retrace.evaluation.scenes import EditCase
+from retrace.evaluation.scenes import EditCase, swap_cases
 from retrace.evaluation.scenes_bench import draw, draw_reshapes
 from retrace.evaluation.scores import Summary, summarise
+from retrace.evaluation.settings import Settings
 
 from ._common import Entry, add_arguments, run_cases
-from ._report import add_setting_arguments, make_settings, publish, save_sheet, spread_out
+from ._report import (
+    add_setting_arguments,
+    compare,
+    make_settings,
+    publish,
+    save_sheet,
+    spread_out,
+)
 
 METHODS = (
     "plain DDIM",
@@ -26,6 +34,7 @@ METHODS = (
     "MasaCtrl",
     "DirectInversion + MasaCtrl",
 )
+BLENDS = ("DirectInversion + P2P", "DirectInversion + P2P + LocalBlend")
 NAMES = {"position": "moved", "shape": "reshaped"}
 
 
@@ -33,6 +42,8 @@ def main(arguments: Sequence[str]) -> int:
     """Print the table of both kinds; return the exit status."""
     options = read_arguments(arguments)
     settings = make_settings(options)
+    if options.blend:
+        return blend(options, settings)
     entries = [Entry(name, name, settings) for name in options.methods.split(";")]
     kinds = {
         "position": draw("position", options.n, options.seed),
@@ -55,12 +66,25 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
+def blend(options: argparse.Namespace, settings: Settings) -> int:
+    """Print what LocalBlend adds to Prompt-to-Prompt on one-word swaps."""
+    cases = swap_cases(options.n, options.seed)
+    entries = [Entry(name, name, settings) for name in BLENDS]
+    title = (
+        f"{options.n} held-out scenes, one word swapped, {options.steps} steps, cfg "
+        f"{options.cfg:g}, windows cross {options.cross:g} and self {options.self_:g}."
+    )
+    compare("blend", title, cases, entries, options)
+    return 0
+
+
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(prog="bench controllers", description=__doc__)
     add_arguments(parser, count=40, batch=20)
     add_setting_arguments(parser)
     parser.add_argument("--methods", default=";".join(METHODS), help="separated by ';'")
+    parser.add_argument("--blend", action="store_true", help="what LocalBlend adds, instead")
     return parser.parse_args(arguments)
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 from retrace.evaluation.scenes import swap_cases
@@ -23,11 +22,12 @@ METHODS = (
     "plain DDIM",
     "P2P",
     "DirectInversion + P2P",
-    "DirectInversion + P2P + LocalBlend",
 )
-CEILING, PLAIN, FREE, DIRECT = METHODS[0], METHODS[2], METHODS[3], METHODS[4]
+CEILING, _, PLAIN, FREE, DIRECT = METHODS
+BLEND = f"{DIRECT} + LocalBlend"
 SWEEP_SEED = 1000
-SWEEP = {"cfg": (1.0, 1.5, 2.0, 3.0), "cross": (0.4, 0.8), "self_": (0.4, 0.8)}
+SWEEP_CFG = (2.0, 3.0, 4.0)
+SWEEP_WINDOWS = ((0.4, 0.6), (0.6, 0.4), (0.8, 0.4))  # cross, self
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -94,12 +94,12 @@ def sweep(options: argparse.Namespace) -> int:
     cases = swap_cases(options.n, SWEEP_SEED, options.attributes.split(","))
     settings = make_settings(options)
     entries = [Entry(CEILING, CEILING, settings)]
-    for cfg in SWEEP["cfg"]:
+    for cfg in SWEEP_CFG:
         base = dataclasses.replace(settings, cfg=cfg)
         entries.append(Entry(f"{PLAIN}, cfg {cfg:g}", PLAIN, base))
-        for cross, own in itertools.product(SWEEP["cross"], SWEEP["self_"]):
+        for cross, own in SWEEP_WINDOWS:
             asked = dataclasses.replace(base, cross=cross, self_=own)
-            for method in (FREE, DIRECT):
+            for method in (FREE, DIRECT, BLEND):
                 label = f"{method}, cfg {cfg:g}, cross {cross:g}, self {own:g}"
                 entries.append(Entry(label, method, asked))
     print(make_table(summarise(run_cases(cases, entries, options).scores)))
