@@ -64,7 +64,7 @@ def run_recipe(recipe: Recipe, client: Client, object_info: dict[str, Any], host
                 path.write_bytes(client.download(image))
                 many = f" {number + 1}" if len(shown["images"]) > 1 else ""
                 pictures.append((SHORT.get(title, title) + many, str(path), place(title)))
-        pictures.sort(key=lambda picture: picture[2])
+        pictures.sort(key=lambda picture: (picture[2], picture[0]))
         kits = [kit for kit, _ in recipe.words]
         request = {
             "pictures": [picture[:2] for picture in pictures],

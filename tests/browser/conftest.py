@@ -58,6 +58,6 @@ def keep(page):
 
     def take(name: str) -> None:
         if folder := os.environ.get("RETRACE_SCREENSHOTS"):
-            page.screenshot(path=str(Path(folder) / f"{name}.png"))
+            page.screenshot(path=str(Path(folder) / f"page_{name}.jpg"), quality=85)
 
     return take

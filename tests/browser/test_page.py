@@ -50,8 +50,9 @@ def load_word_swap(page) -> None:
 def test_workflow_is_found_in_the_template_browser_and_opens(page, keep):
     command(page, "Comfy.BrowseTemplates")
     page.get_by_text("retrace", exact=True).first.click()
-    page.get_by_placeholder("Search...").last.fill("edit_word_swap")
+    page.wait_for_timeout(1500)
     keep("templates")
+    page.get_by_placeholder("Search...").last.fill("edit_word_swap")
     page.get_by_text("edit_word_swap", exact=True).first.click()
     page.wait_for_function(f"Boolean({NODE.format('RetraceEditSampler')})")
     page.wait_for_timeout(1000)

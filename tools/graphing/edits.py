@@ -48,7 +48,7 @@ def local_blend(graph: Graph, start: Start) -> None:
     with graph.group(EDIT):
         model = prompt_to_prompt(
             graph, start, mode="replace", self_replace=0.3, blend_source=words[0],
-            blend_target=words[1],
+            blend_target=words[1], blend_threshold=0.5,
         )  # fmt: skip
         edit = sample(graph, start, model, trajectory)
     show(graph, start, edit, prefix="local blend", mask=True)
@@ -103,7 +103,8 @@ def edict(graph: Graph, start: Start) -> None:
             graph, start, "RetraceInvertEDICT", steps=50, cfg=3.0, negative=start.negative
         )
     with graph.group(EDIT):
-        edit = sample(graph, start, start.model, trajectory, cfg=3.0)
+        model = prompt_to_prompt(graph, start)
+        edit = sample(graph, start, model, trajectory, cfg=3.0)
     show(graph, start, edit, prefix="edict")
 
 
@@ -122,13 +123,14 @@ def ledits(graph: Graph, start: Start) -> None:
     """LEDITS++: replayed noises of a fast solver, guidance only where it is strong and wanted."""
     with graph.group(NOISE):
         trajectory = other_inversion(
-            graph, start, "RetraceInvertEditFriendly", steps=25, solver="sde-dpmpp-2", cfg=1.0
-        )
+            graph, start, "RetraceInvertEditFriendly", steps=25, solver="sde-dpmpp-2", cfg=1.0,
+            skip=0.3,
+        )  # fmt: skip
     with graph.group(EDIT):
         model = graph.add(
-            "RetraceSparseGuidance", model=start.model, prompts=start.pair.prompts
+            "RetraceSparseGuidance", model=start.model, prompts=start.pair.prompts, quantile=0.8
         ).model
-        edit = sample(graph, start, model, trajectory)
+        edit = sample(graph, start, model, trajectory, cfg=4.0 if start.demo else 10.0)
     show(graph, start, edit, prefix="ledits")
 
 
@@ -137,7 +139,7 @@ def virtual(graph: Graph, start: Start) -> None:
     with graph.group("3  Noise as it goes"):
         trajectory = other_inversion(graph, start, "RetraceVirtualInversion", steps=15)
     with graph.group(EDIT):
-        edit = sample(graph, start, start.model, trajectory, cfg=3.0)
+        edit = sample(graph, start, prompt_to_prompt(graph, start), trajectory, cfg=3.0)
     show(graph, start, edit, prefix="virtual inversion")
 
 

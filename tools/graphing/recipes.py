@@ -12,6 +12,7 @@ from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin
 
 PAIR = "a red circle and a yellow star on a striped blue background"
 HEART = "a purple heart on a plain white background"
+SQUARE = "a green square on a plain pink background"
 RING = "a white ring on a plain green background"
 REDS = "\n".join(
     f"a red {shape} on a {ground} background"
@@ -146,9 +147,9 @@ RECIPES: tuple[Recipe, ...] = (
     Recipe(
         "edit_masactrl",
         "Move it, keep its looks",
-        "a new place, size or pose with the source's appearance (MasaCtrl)",
+        "a new size, place or pose with the source's appearance (MasaCtrl)",
         edits.masactrl,
-        _words("shape", (HEART, HEART.replace("heart", "heart at the right")),
+        _words("shape", (HEART, HEART.replace("purple", "large purple")),
                (GIRL, GIRL.replace("a girl", "a jumping girl"))),
         PINNED + "From *start_step* on the target's self-attention looks up the source's content: "
         "the prompt decides on the layout first, the source fills it.",
@@ -243,14 +244,15 @@ RECIPES: tuple[Recipe, ...] = (
         "Exact inversion with guidance",
         "two coupled latents that retrace exactly at any guidance (EDICT)",
         edits.edict,
-        SWAP[:2],
-        "Two latents take turns; each step undoes itself exactly, with guidance too, so neither "
-        "pinning nor a controller is needed to get the source back.",
+        _words("background", (SQUARE, SQUARE.replace("pink", "yellow")),
+               (GIRL, GIRL.replace("green", "snowy"))),
+        "Two latents take turns; each step undoes itself exactly, with guidance too, so "
+        "the source comes back with no pinning.",
         (
             "**strength** in Invert-EDICT: lower keeps more of the picture",
             "**cfg**: the same in Invert-EDICT and Edit-Sampler",
         ),
-        "an edit that drifts more than with Prompt-to-Prompt, from an exact reconstruction.",
+        "an edit that drifts more than from a pinned source, and an exact reconstruction.",
     ),
     Recipe(
         "edit_friendly",
@@ -291,7 +293,8 @@ RECIPES: tuple[Recipe, ...] = (
         edits.virtual,
         SWAP[:2],
         "Virtual-Inversion evaluates nothing: at each step the source is noised afresh and the "
-        "target follows the difference of the two predictions. Made for LCM-like models.",
+        "target follows the difference of the two predictions, with Prompt-to-Prompt holding the "
+        "layout, as InfEdit does. Made for LCM-like models.",
         (
             "the checkpoint: one distilled to few steps, with cfg 1 to 2",
             "**seed**, **steps** in Virtual-Inversion",

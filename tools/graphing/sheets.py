@@ -46,8 +46,9 @@ def _fit(picture: Image.Image, side: int) -> Image.Image:
 def main(request: dict) -> None:
     """Write what was asked for."""
     pictures = [(title, Image.open(file).convert("RGB")) for title, file in request["pictures"]]
-    if len({picture.size for _, picture in pictures}) == 1:
-        sheet = draw_sheet(dict(pictures), {})
+    alike = [(title, p) for title, p in pictures if p.size == pictures[0][1].size]
+    if len(alike) > 1:
+        sheet = draw_sheet(dict(alike), {})
     else:  # a sheet of its own already, such as heat maps
         sheet = max((picture for _, picture in pictures), key=lambda p: p.width * p.height)
     sheet.save(request["sheet"], quality=QUALITY)
