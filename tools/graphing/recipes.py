@@ -146,8 +146,8 @@ RECIPES: tuple[Recipe, ...] = (
     ),
     Recipe(
         "edit_masactrl",
-        "Move it, keep its looks",
-        "a new size, place or pose with the source's appearance (MasaCtrl)",
+        "Reshape it, keep its looks",
+        "a new shape, size or pose with the source's appearance (MasaCtrl)",
         edits.masactrl,
         _words("shape", (HEART, HEART.replace("purple", "large purple")),
                (GIRL, GIRL.replace("a girl", "a jumping girl"))),
