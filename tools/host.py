@@ -1,9 +1,10 @@
 #!/usr/bin/env python3
-"""A ComfyUI host from nothing, and three things to do with it.
+"""A ComfyUI host from nothing, and four things to do with it.
 
     python3 tools/host.py demo     edit an image on a real ComfyUI server, write results to output/
     python3 tools/host.py test     run the test suite (arguments go to pytest)
     python3 tools/host.py serve    start the server and its web page with the pack installed
+    python3 tools/host.py bench    measure methods or speed (a name and its arguments follow)
 
 The first run sets up a host under .host/ (several GB, a few minutes); later runs use it again.
 Environment: COMFYUI_PATH=/some/ComfyUI uses that one, run by the Python that runs this command or
@@ -42,6 +43,9 @@ def build_parser() -> argparse.ArgumentParser:
     server = commands.add_parser(
         "serve", help="start the server and its web page; what follows -- goes to ComfyUI"
     )
+    commands.add_parser(
+        "bench", help="run a benchmark; arguments go to tools/bench.py", add_help=False
+    )
     server.add_argument("--port", type=int, default=8188)
     server.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     return parser
@@ -60,11 +64,23 @@ def run_tests(host: Host, arguments: list[str]) -> int:
                 f"{host.python} lacks pytest or pytest-timeout: "
                 f"run `{host.python} -m pip install pytest pytest-timeout`."
             )
+    command = [str(host.python), "-m", "pytest", *arguments]
+    return subprocess.call(command, cwd=REPOSITORY, env=host_environment(host))
+
+
+def run_bench(host: Host, arguments: list[str]) -> int:
+    """Run one benchmark in the host's Python; return its exit status."""
+    command = [str(host.python), str(REPOSITORY / "tools" / "bench.py"), *arguments]
+    return subprocess.call(command, env=host_environment(host))
+
+
+def host_environment(host: Host) -> dict[str, str]:
+    """Return the environment of a program that imports the host's ComfyUI."""
     env = environment()
     env["RETRACE_COMFYUI"] = str(host.comfyui)
     env.setdefault("OMP_NUM_THREADS", str(min(os.cpu_count() or 1, 4)))
     env.setdefault("TOKENIZERS_PARALLELISM", "false")
-    return subprocess.call([str(host.python), "-m", "pytest", *arguments], cwd=REPOSITORY, env=env)
+    return env
 
 
 def main(arguments: list[str]) -> int:
@@ -74,6 +90,8 @@ def main(arguments: list[str]) -> int:
     progress = Progress()
     if options.command == "test":
         return run_tests(find_host(progress), rest)
+    if options.command == "bench":
+        return run_bench(find_host(progress), rest)
     if options.command == "serve":
         check_port(options.port)
         return serve(find_host(progress), options.port, options.cpu or None, tuple(rest))
