@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..attention.local_blend import LocalBlend
 from ..attention.masactrl import MasaCtrl
 from ..attention.plug_and_play import PlugAndPlay
+from .direction_methods import DIRECTIONS
 from .inversion_methods import INVERSIONS, ROUND_TRIPS
 from .workbench import Method, Outcome, Workbench
 
@@ -81,5 +82,6 @@ METHODS: dict[str, Method] = {
     "PnP": plug_and_play,
     "DirectInversion + PnP": direct_plug_and_play,
     **INVERSIONS,
+    **DIRECTIONS,
     **ROUND_TRIPS,
 }

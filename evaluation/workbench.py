@@ -123,20 +123,23 @@ class Workbench:
         trajectory: Trajectory,
         *controllers: Any,
         model: Any = None,
+        positive: list | None = None,
         reconstruct: bool = False,
         **options: Any,
     ) -> Outcome:
         """Edit with the target prompts under some controllers, in the order given.
 
-        model: another MODEL than the demo's, with what is on it already.
+        model: another MODEL than the demo's, with what is on it already. positive: another
+        CONDITIONING than the target prompts'.
         """
         model = self.model if model is None else model
         for controller in controllers:
             model = with_controller(model, controller)
         options = {"cfg": self.settings.cfg, **options}
         result = run_edit(
-            model, trajectory, self.target, self.negative, reconstruct=reconstruct, **options
-        )
+            model, trajectory, positive or self.target, self.negative, reconstruct=reconstruct,
+            **options,
+        )  # fmt: skip
         rows, seconds = spent(trajectory)
         count = len(self.cases)
         return Outcome(

@@ -66,3 +66,17 @@ def test_row_forwards_are_those_of_one_picture(demo, cases):
 def test_inversions_are_made_once_for_all_methods(demo, cases):
     one = bench(demo, cases[:1])
     assert one.ddim() is one.ddim()
+
+
+def test_sentences_for_a_direction_differ_in_the_swapped_word_only(comfy, cases):
+    from retrace.evaluation.direction_methods import SENTENCES, sentence_sets
+
+    for case in cases[:4]:
+        before, after = sentence_sets(case)
+        assert len(before) == len(after) == SENTENCES
+        for old, new in zip(before, after, strict=True):
+            assert len(old.split()) == len(case.source_caption.split())
+            changed = [i for i, (a, b) in enumerate(zip(old.split(), new.split(), strict=True))
+                       if a != b]  # fmt: skip
+            assert len(changed) == 1 and old.split()[changed[0]] == case.source_word
+            assert new.split()[changed[0]] == case.target_word
