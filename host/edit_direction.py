@@ -1,23 +1,24 @@
 """Edit directions from the host's text encoders, and their files in the host's folders."""
 
-import hashlib
-import os
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import comfy.utils
-import folder_paths
 import torch
 from torch import Tensor
 
 from ..attention.edit_direction import EditDirection, from_bytes, to_bytes
 from ..diffusion.errors import HostError, PlanError
 from .guider import check_interrupted
+from .link_files import FileKind
 
 BATCH = 32
 SUFFIX = ".direction.safetensors"
-FOLDERS = ("input", "output")
+FILES = FileKind("direction", SUFFIX, "retrace/cat-to-dog", PlanError, "Save-Direction")
+
+list_directions = FILES.list
+find_direction = FILES.find
+fingerprint = FILES.fingerprint
 
 
 def make_direction(clip: Any, sources: Sequence[str], targets: Sequence[str]) -> EditDirection:
@@ -92,57 +93,11 @@ def pad_tokens(embedding: Tensor, length: int) -> Tensor:
     return torch.nn.functional.pad(embedding, (0, 0, 0, length - embedding.shape[1]))
 
 
-def list_directions() -> list[str]:
-    """Return the names of direction files in the host's folders, with the folder's mark."""
-    names = []
-    for kind in FOLDERS:
-        root = Path(folder_paths.get_directory_by_type(kind))
-        mark = "" if kind == "input" else f" [{kind}]"
-        found = root.rglob(f"*{SUFFIX}") if root.is_dir() else ()
-        names += [path.relative_to(root).as_posix() + mark for path in found]
-    return sorted(names)
-
-
-def find_direction(name: str) -> Path:
-    """Return the path of a direction file. Raises: PlanError if it is not in the host's folders."""
-    plain, base = folder_paths.annotated_filepath(name)
-    root = Path(base or folder_paths.get_input_directory()).resolve()
-    path = (root / plain).resolve()
-    allowed = [Path(folder_paths.get_directory_by_type(kind)).resolve() for kind in FOLDERS]
-    if not any(path.is_relative_to(folder) for folder in allowed) or not path.is_file():
-        raise PlanError(
-            f"there is no direction file {name!r} in the host's input or output folder; run "
-            "Save-Direction first, or refresh the node"
-        )
-    return path
-
-
-def fingerprint(name: str) -> str:
-    """Return a hash of the file's content, so that the host re-reads what changed."""
-    return hashlib.sha256(find_direction(name).read_bytes()).hexdigest()
-
-
 def save_direction(direction: EditDirection, filename_prefix: str) -> str:
     """Write a direction to the host's output folder; return its name for `load_direction`."""
-    try:
-        folder, stem, counter, subfolder, _ = folder_paths.get_save_image_path(
-            filename_prefix, folder_paths.get_output_directory()
-        )
-    except Exception as error:  # the host raises a bare Exception here
-        raise PlanError(
-            f"{filename_prefix!r} is not a place inside the output folder; use a name such as "
-            "'retrace/cat-to-dog'"
-        ) from error
-    path = Path(folder, f"{stem}_{counter:05}_{SUFFIX}")
-    part = path.with_suffix(f".part{os.getpid()}")
-    try:
-        part.write_bytes(to_bytes(direction))
-        part.replace(path)  # never half a file under the final name
-    finally:
-        part.unlink(missing_ok=True)
-    return f"{Path(subfolder, path.name).as_posix()} [output]"
+    return FILES.write(to_bytes(direction), filename_prefix)
 
 
 def load_direction(name: str) -> EditDirection:
     """Read a direction file. Raises: PlanError if it is damaged or something else."""
-    return from_bytes(find_direction(name).read_bytes())
+    return from_bytes(FILES.find(name).read_bytes())
