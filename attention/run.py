@@ -47,6 +47,7 @@ class EditRun:
         self.layout: RowLayout | None = None
         self._cross: dict[Site, CrossRule | None] = {}
         self._self: dict[Site, dict[str, SelfRule]] = {}
+        self._layout: dict[Site, dict[str, SelfRule]] = {}
         self._probes: dict[Site, list[tuple[Control, Probe]]] = {}
         self._residuals: frozenset[ResidualBlock] = frozenset()
         self._reached: set[Site | ResidualBlock] = set()
@@ -73,6 +74,7 @@ class EditRun:
             }
             if rules:
                 self._self[site] = rules
+        self._layout = self.layout_rules_at(step)
         self._probes = {
             site: probes
             for site in self.facts.sites
@@ -81,12 +83,34 @@ class EditRun:
         }
         self._residuals = frozenset().union(*(c.residuals(step) for c in self.controls))
 
+    def layout_rules_at(self, step: int) -> dict[Site, dict[str, SelfRule]]:
+        """Return how the layout branch's self-attention layers are fed, by guidance half."""
+        rules: dict[Site, dict[str, SelfRule]] = {}
+        for control in self.controls if step in self.layout_steps else ():
+            for site in self.facts.sites:
+                for half in ("cond", "uncond"):
+                    rule = control.layout_rule(step, site, half) if site.kind == "self" else None
+                    if rule is not None:
+                        rules.setdefault(site, {})[half] = rule
+        return rules
+
+    @property
+    def layout_steps(self) -> range:
+        """The steps at which a layout branch walks beside source and target; usually none."""
+        asked = (control.layout_steps() for control in self.controls)
+        return next((steps for steps in asked if steps), range(0))
+
+    def see_layout(self, layout: Tensor) -> None:
+        """Show every control the layout branch's latent after a step."""
+        for control in self.controls:
+            control.see_layout(layout)
+
     def source_roles(self, step: int) -> set[Role]:
         """Return the source rows that somebody reads at a step; none when they are recorded."""
         if self.store is not None:
             return set()
         self.rules_at(step)
-        roles = set()
+        roles = {SOURCE_COND} if step in self.layout_steps else set()
         if any(rule.from_source is not None for rule in self._cross.values()):
             roles.add(SOURCE_COND)
         if any(p.source is not None for probes in self._probes.values() for _, p in probes):
@@ -129,7 +153,7 @@ class EditRun:
         found = set()
         for step in range(self.facts.start_step, self.facts.steps):
             self.rules_at(step)
-            found |= set(self._self)
+            found |= {*self._self, *self._layout}
         return found
 
     def masked_sites(self) -> set[Site]:
@@ -177,7 +201,7 @@ class EditRun:
         layout, self.layout = self.layout, None
         if layout is None or not layout.has(TARGET_COND):
             return
-        wanted = {*self._self, *self._cross, *self._probes, *self._residuals}
+        wanted = {*self._self, *self._layout, *self._cross, *self._probes, *self._residuals}
         missed = wanted - self._reached
         if missed:
             names = ", ".join(sorted(map(str, missed))[:4])
@@ -204,18 +228,21 @@ class EditRun:
         if self.layout is None:
             return query, key, value
         self._reached.add(site)
-        rules = {
-            half: rule
-            for half, rule in self._self.get(site, {}).items()
-            if self.layout.has(Role("target", half))
-        }
-        if not rules:
+        rules, beside = (
+            {half: rule for half, rule in found.items() if self.layout.has(Role(branch, half))}
+            for branch, found in (
+                ("target", self._self.get(site, {})), ("layout", self._layout.get(site, {}))
+            )
+        )
+        if not rules and not beside:
             return query, key, value
         if self.store is not None:
             return replayed_self_inputs(
                 self.store, self.layout, site, self.step, rules, (query, key, value)
             )
-        rows = {part: self_rows(self.layout, part, rules) for part in ("query", "key", "value")}
+        rows = {
+            part: self_rows(self.layout, part, rules, beside) for part in ("query", "key", "value")
+        }
         return (
             take_rows(query, rows["query"]),
             take_rows(key, rows["key"]),

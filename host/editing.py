@@ -12,6 +12,8 @@ from torch import Tensor
 
 from ..attention.plan import EditPlan, RunFacts
 from ..attention.rows import (
+    LAYOUT_COND,
+    LAYOUT_UNCOND,
     SOURCE_COND,
     SOURCE_UNCOND,
     TARGET_COND,
@@ -21,7 +23,7 @@ from ..attention.rows import (
 )
 from ..attention.run import EditRun
 from ..attention.store import AttentionStore
-from ..diffusion.edit import edit
+from ..diffusion.edit import LayoutBranch, edit
 from ..diffusion.errors import LatentError, PlanError, TrajectoryError
 from ..diffusion.inversion import from_level
 from ..diffusion.solvers import Branches, replays
@@ -42,13 +44,17 @@ PIXELS_PER_LATENT = 8
 
 log = logging.getLogger(__name__)
 
-ROW_ORDER = (TARGET_UNCOND, SOURCE_UNCOND, SOURCE_COND, TARGET_COND)
+ROW_ORDER = (
+    TARGET_UNCOND, SOURCE_UNCOND, LAYOUT_UNCOND, SOURCE_COND, LAYOUT_COND, TARGET_COND
+)
 
 CONDS = {
     SOURCE_COND: "source",
     SOURCE_UNCOND: "negative",
     TARGET_COND: "positive",
     TARGET_UNCOND: "negative",
+    LAYOUT_COND: "source",
+    LAYOUT_UNCOND: "negative",
 }
 
 
@@ -117,6 +123,7 @@ class EditSampler(comfy.samplers.Sampler):
                 source_until=self.source_until,
                 after_step=self.after_step,
                 before_step=lambda *reached: self.before_step(*reached, plain),
+                layout=LayoutBranch(self.run.layout_steps, self.run.see_layout),
             ):
                 if callback is not None:
                     callback(state.step - start, state.denoised, state.target, total)
@@ -134,6 +141,9 @@ class EditSampler(comfy.samplers.Sampler):
             own_null = branch == "source" and self.unguided_source(step, sigma)
             if self.scale(branch) != 1 and not own_null:
                 roles.add(Role(branch, "uncond"))
+        if "layout" in wanted:  # its attention looks at both others' rows of its halves
+            halves = {role.half for role in roles if role.branch == "layout"}
+            roles |= {Role(branch, half) for branch in ("source", "target") for half in halves}
         rows = [
             self.row(role, self.own.get(role, x[role.branch]), step)
             for role in ROW_ORDER
@@ -177,8 +187,11 @@ class EditSampler(comfy.samplers.Sampler):
         return target
 
     def scale(self, branch: str) -> float:
-        """Return a branch's guidance scale; a source that replays its inversion keeps its own."""
-        own = branch == "source" and self.replays
+        """Return a branch's guidance scale; a source that replays its inversion keeps its own.
+
+        The layout branch is guided as the source is.
+        """
+        own = branch != "target" and self.replays
         return self.trajectory.guidance_scale if own else self.cfg
 
     def row(self, role: Role, x: Tensor, step: int) -> Rows:
