@@ -210,9 +210,18 @@ class EditRun:
                 "another node replaces these blocks; remove it or connect the model before it"
             )
 
+    @property
+    def reads_inputs(self) -> bool:
+        """Whether `self_inputs` has to be given the layers' inputs, not projections of them."""
+        return self.store is not None
+
     def edits(self, site: Site) -> bool:
         """Whether this call's cross-attention at a site is changed."""
         return self.layout is not None and self._cross.get(site) is not None
+
+    def looks_at(self, site: Site) -> bool:
+        """Whether this call's cross-attention at a site is changed or read."""
+        return self.edits(site) or site in self._probes
 
     def reach(self, site: Site) -> None:
         """Note that a site's hook ran in this call."""

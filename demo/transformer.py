@@ -23,6 +23,8 @@ def make_class() -> type:
         attention layer, is the host's.
         """
 
+        enlarged = ENLARGED
+
         def forward(self, x: Tensor, timesteps: Tensor, context: Tensor, **kwargs: Any) -> Tensor:
             """Predict eps "batch 4 height width" of latents at variance-preserving scale."""
             wide = x.repeat_interleave(ENLARGED, -1).repeat_interleave(ENLARGED, -2)

@@ -29,10 +29,11 @@ from ..attention.store import (
 from ..attention.windows import Window, check_window, window_steps
 from ..diffusion.errors import BlockSelectionError, HostError, PlanError, TrajectoryError
 from ..diffusion.trajectory import Trajectory
-from .attach import attach_unet, residual_hooks, residual_layer
+from .attach import attach, network_hooks, residual_layer
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
 from .model import attention_sites, check_model
+from .pixart import is_pixart, pixart_shapes
 
 ROWS_PER_PASS = 8
 """Most rows of one model call; less where memory is short."""
@@ -53,9 +54,10 @@ class CaptureSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
-        options = attach_unet(extra_args["model_options"], self.run)
+        network = self.guider.inner_model.diffusion_model
+        options = attach(extra_args["model_options"], network, self.run)
         steps = self.run.recorder.spec.steps
-        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
+        with network_hooks(network, self.run):
             for start in range(0, len(steps), self.per_pass):
                 check_interrupted()
                 self.evaluate(steps[start : start + self.per_pass], noise.device, options)
@@ -214,10 +216,12 @@ def injected_feature(
 
 
 def site_shapes(model: Any) -> dict[Site, SiteShape]:
-    """Return the widths of a UNet's attention layers, read from the live modules."""
-    network = model.get_model_object("diffusion_model")
+    """Return the widths of a model's attention layers, read from the live modules."""
+    network, sites = model.get_model_object("diffusion_model"), attention_sites(model)
+    if is_pixart(network):
+        return pixart_shapes(network, sites)
     shapes = {}
-    for site in attention_sites(model):
+    for site in sites:
         if site.stage == "middle":
             layers = network.middle_block
         else:

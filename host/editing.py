@@ -28,7 +28,7 @@ from ..diffusion.errors import LatentError, PlanError, TrajectoryError
 from ..diffusion.inversion import from_level
 from ..diffusion.solvers import Branches, replays
 from ..diffusion.trajectory import Trajectory
-from .attach import attach_unet, foreign_self, residual_hooks
+from .attach import attach, foreign_self, network_hooks
 from .capture import check_store
 from .conditioning import check_conditioning, single_entry
 from .guider import RowGuider, Rows, check_interrupted
@@ -106,7 +106,8 @@ class EditSampler(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
         plain = extra_args["model_options"]
-        options = attach_unet(plain, self.run) if self.run.facts.sites else plain
+        network = self.guider.inner_model.diffusion_model
+        options = attach(plain, network, self.run) if self.run.facts.sites else plain
         trajectory, start = self.trajectory, self.run.facts.start_step
         total = trajectory.steps - start
 
@@ -114,7 +115,7 @@ class EditSampler(comfy.samplers.Sampler):
             check_interrupted()
             return self.denoise(x, sigma, step, wanted, options)
 
-        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
+        with network_hooks(network, self.run):
             for state in edit(
                 trajectory,
                 denoise,

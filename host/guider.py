@@ -11,6 +11,7 @@ from torch import Tensor
 
 from ..attention.rows import Role, RowLayout
 from .conditioning import merge_entries, single_entry
+from .pixart import is_pixart
 
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
 
@@ -48,7 +49,10 @@ class RowGuider(comfy.samplers.CFGGuider):
         layout = RowLayout(tuple(row.role for row in rows), images)
         names = [row.cond for row in rows]
         entries = [single_entry(name, self.conds[name], sigma.flatten()[0]) for name in names]
-        merged = merge_entries(names, entries, images, [row.embedding for row in rows])
+        merged = merge_entries(
+            names, entries, images, [row.embedding for row in rows],
+            repeat_text=is_pixart(self.inner_model.diffusion_model),
+        )
         x = torch.cat([row.x for row in rows])
         out = comfy.samplers.calc_cond_batch(
             self.inner_model,

@@ -18,7 +18,7 @@ from ..diffusion.steps import REFINEMENTS, Denoise
 from ..diffusion.trajectory import Trajectory
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
-from .model import check_latent, make_grid, model_facts
+from .model import check_latent, check_size, make_grid, model_facts
 
 __all__ = ["REFINEMENTS", "REGULARISATIONS", "invert", "run_guider", "run_inversion"]
 
@@ -141,6 +141,7 @@ def run_inversion(
     """
     facts = model_facts(model)
     clean = check_latent(latent, facts)
+    check_size(model, clean)
     check_conditioning("positive", positive)
     conds = {"positive": positive}
     if cfg != 1:
