@@ -11,6 +11,7 @@ from ..attention.map_guidance import AttentionGuidance
 from ..diffusion.trajectory import Trajectory
 from ..host.edit_direction import make_direction
 from .scenes import EditCase, caption, held_out_scenes
+from .scenes_bench import SWAPPED
 from .workbench import Method, Outcome, Workbench
 
 SENTENCES = 32
@@ -21,8 +22,12 @@ def sentence_sets(case: EditCase) -> tuple[list[str], list[str]]:
     """Write captions of other scenes with the case's word before and after the edit in its place.
 
     They have as many words as the case's caption, so that the tokens stand at the same places.
+    Where no single word is swapped the two captions themselves are the sets, as PnPInversion's
+    benchmark has it for all of its cases.
     """
     words = case.source_caption.split()
+    if case.attribute not in SWAPPED:
+        return [case.source_caption], [case.target_caption]
     place = next(
         i
         for i, (old, new) in enumerate(zip(words, case.target_caption.split(), strict=True))

@@ -32,8 +32,10 @@ from ..diffusion.trajectory import Trajectory
 from .attach import attach, network_hooks, residual_layer
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
+from .merging import Merging
 from .model import attention_sites, check_model
 from .pixart import is_pixart, pixart_shapes
+from .value_inputs import with_values
 
 ROWS_PER_PASS = 8
 """Most rows of one model call; less where memory is short."""
@@ -75,6 +77,9 @@ class CaptureSampler(comfy.samplers.Sampler):
         rows = [Rows(SOURCE_COND, "source", x)]
         if "uncond" in spec.halves:
             rows.append(self.uncond_rows(x, steps))
+        if trajectory.modulations is not None:
+            changed = trajectory.modulations[list(steps)].flatten(0, 1).to(device)
+            options = with_values(options, {SOURCE_COND: changed})
         self.run.begin_steps(steps, RowLayout(tuple(row.role for row in rows), len(x)))
         self.guider.denoise_rows(rows, sigmas, options)
         self.run.end()
@@ -119,7 +124,7 @@ def capture_attention(
     conds = {"source": trajectory.source}
     if negative is not None:
         conds["negative"] = negative
-    guider = RowGuider(model, conds)
+    guider = RowGuider(model, conds, trajectory.sigmas)
     recorder = Recorder(spec, place, device=model.load_device, folder=folder)
     facts = RunFacts(
         steps=trajectory.steps,
@@ -236,6 +241,8 @@ def site_shapes(model: Any) -> dict[Site, SiteShape]:
 
 def steps_per_pass(model: Any, trajectory: Trajectory, halves: int) -> int:
     """Return how many steps fit one model call, at least one."""
+    if Merging.of(model).layers:
+        return 1  # a matching belongs to one step
     images, *shape = trajectory.clean.shape
     free = comfy.model_management.get_free_memory(model.load_device)
     steps = max(ROWS_PER_PASS // (images * halves), 1)
@@ -260,7 +267,8 @@ def conditioning_tensors(conditioning: list) -> list[Tensor]:
 def source_fingerprint(trajectory: Trajectory) -> str:
     """Return the name of a trajectory's states, levels and source prompt."""
     prompt = conditioning_tensors(trajectory.source)
-    return fingerprint([trajectory.latents, trajectory.sigmas, *prompt])
+    learned = [] if trajectory.modulations is None else [trajectory.modulations]
+    return fingerprint([trajectory.latents, trajectory.sigmas, *prompt, *learned])
 
 
 def negative_fingerprint(trajectory: Trajectory, negative: list) -> str:

@@ -23,6 +23,7 @@ from ..attention.rows import (
 )
 from ..attention.run import EditRun
 from ..attention.store import AttentionStore
+from ..attention.windows import window_steps
 from ..diffusion.edit import LayoutBranch, edit
 from ..diffusion.errors import LatentError, PlanError, TrajectoryError
 from ..diffusion.inversion import from_level
@@ -35,9 +36,10 @@ from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
 from .map_guidance import MapPuller
 from .model import attention_sites, check_model
-
-PLAN = "retrace_plan"
-"""Key in transformer_options under which controller nodes leave the frozen EditPlan."""
+from .plans import PLAN as PLAN
+from .plans import get_plan
+from .plans import with_controller as with_controller
+from .value_inputs import with_values
 
 PIXELS_PER_LATENT = 8
 """Image pixels per side of a latent's pixel, where the host's latent format does not say."""
@@ -73,21 +75,6 @@ class EditResult(NamedTuple):
     foreground_target: Tensor
 
 
-def get_plan(model: Any) -> EditPlan:
-    """Return the plan that controller nodes left on a MODEL (an empty one if there is none)."""
-    return model.model_options.get("transformer_options", {}).get(PLAN, EditPlan())
-
-
-def with_controller(model: Any, controller: Any, store: AttentionStore | None = None) -> Any:
-    """Return a clone of a MODEL that carries one controller more, and recorded attention."""
-    clone = model.clone()
-    plan = get_plan(model).with_controller(controller)
-    if store is not None:
-        plan = plan.with_store(store)
-    clone.model_options["transformer_options"][PLAN] = plan
-    return clone
-
-
 class EditSampler(comfy.samplers.Sampler):
     """Walks down both branches of a trajectory on a RowGuider."""
 
@@ -119,7 +106,7 @@ class EditSampler(comfy.samplers.Sampler):
 
         def denoise(x: Branches, sigma: Tensor, step: int, wanted: Collection[str]) -> Branches:
             check_interrupted()
-            return self.denoise(x, sigma, step, wanted, options)
+            return self.denoise(x, sigma, step, wanted, self.learned(step, options))
 
         with network_hooks(network, self.run):
             for state in edit(
@@ -129,7 +116,9 @@ class EditSampler(comfy.samplers.Sampler):
                 start_step=start,
                 source_until=self.source_until,
                 after_step=self.after_step,
-                before_step=lambda *reached: self.before_step(*reached, plain),
+                before_step=lambda step, *reached: self.before_step(
+                    step, *reached, self.learned(step, plain)
+                ),
                 layout=LayoutBranch(self.run.layout_steps, self.run.see_layout),
             ):
                 if callback is not None:
@@ -192,6 +181,17 @@ class EditSampler(comfy.samplers.Sampler):
                 self, guidance, step, sigma, source, target, options, recorded
             )
         return target
+
+    def learned(self, step: int, options: dict) -> dict:
+        """Return options under which the trajectory's learned values of a step act."""
+        learned, rule = self.trajectory.modulations, self.trajectory.value_rule
+        if learned is None:
+            return options
+        changed = learned[step].to(self.guider.model_patcher.load_device)
+        roles = [SOURCE_COND]
+        if step in window_steps((0.0, rule.target), self.trajectory.steps):
+            roles.append(TARGET_COND)
+        return with_values(options, dict.fromkeys(roles, changed))
 
     def scale(self, branch: str) -> float:
         """Return a branch's guidance scale; a source that replays its inversion keeps its own.
@@ -275,7 +275,7 @@ def run_edit(
     needs_source = reconstruct or latent_mask is not None or run.blends
     last_read = max(run.last_source_step(), run.last_guided_step())
     source_until = trajectory.steps if needs_source else last_read + 1
-    guider = RowGuider(model, conds)
+    guider = RowGuider(model, conds, trajectory.sigmas)
     sampler = EditSampler(
         guider, trajectory, run, cfg=cfg, source_until=source_until, mask=latent_mask
     )
@@ -294,6 +294,7 @@ def run_edit(
         "prediction": facts.prediction,
         **sampler.puller.report(),
         **shared_layers(model, run),
+        **guider.merging.report(),
     }
     acted = run.mask(latent_mask)
     if run.blends:

@@ -120,7 +120,11 @@ def invert(
             refine_method=refine_method, flow=facts.flow,
         )
 
-    walk = Walk("DDIM", inverter, labels=evaluate_at)
+    midpoint = evaluate_at == "midpoint"
+    walk = Walk(
+        "midpoint rule" if midpoint else "DDIM", inverter,
+        solver="midpoint" if midpoint else "euler", labels=evaluate_at,
+    )  # fmt: skip
     return run_inversion(model, positive, latent, grid, walk, cfg=cfg, negative=negative)
 
 
@@ -147,7 +151,7 @@ def run_inversion(
     if cfg != 1:
         check_conditioning("negative", negative)
         conds["negative"] = negative
-    guider = RowGuider(model, conds)
+    guider = RowGuider(model, conds, grid)
     sampler = InversionSampler(guider, walk.inverter, cfg)
     started = time.perf_counter()
     noise = run_guider(guider, clean, sampler, grid)
@@ -172,6 +176,7 @@ def run_inversion(
             ("seconds", time.perf_counter() - started),
             ("residual", max(state.residual for state in states)),
             *(convergence(states) if iterations else ()),
+            *guider.merging.report().items(),
         ),
     )
     return trajectory, noise, grid.flip(0)

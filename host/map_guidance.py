@@ -1,6 +1,7 @@
 """Gradients of cross-attention maps with respect to the target's latent, on the host's model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from ..diffusion.errors import HostError, PlanError
 from ..diffusion.null_text import loss_gradient
 from .gradients import differentiable, gradient_run, guided_models, loss_scale
 from .guider import ACTIVE, RowGuider, Rows, check_interrupted
+from .pixart import is_pixart, watched_maps
 
 PAIRS = ((SOURCE_COND, TARGET_COND),)
 PUBLISHED_PAIRS = ((SOURCE_UNCOND, TARGET_UNCOND), *PAIRS)
@@ -110,7 +112,7 @@ def map_gradients(
     recorded: the maps of the first rows of all pairs, which are then not evaluated.
     Controllers do not act here: the maps are the ones the prompts make by themselves.
     """
-    models = guided_models(guider)
+    models, network = guided_models(guider), guider.inner_model.diffusion_model
     with gradient_run(*models, mode=mode) as run:
         options = differentiable(options)
         level = sigma.clone()
@@ -119,10 +121,11 @@ def map_gradients(
         wanted: dict[Site, Tensor] = recorded or {}
         if not wanted:
             with torch.no_grad():
-                look = recording(
-                    options, weights, lambda site, found: wanted.update({site: found})
-                )
-                guider.denoise_rows(sources, level, look)
+                def remember(site: Site, found: Tensor) -> None:
+                    wanted[site] = found
+
+                with looking(network, options, weights, remember) as look:
+                    guider.denoise_rows(sources, level, look)
         missed = set(weights) - set(wanted)
         if missed:
             raise HostError(
@@ -141,7 +144,8 @@ def map_gradients(
             rows = [
                 row._replace(x=x) for row, x in zip(targets, leaf.chunk(len(targets)), strict=True)
             ]
-            guider.denoise_rows(rows, level, recording(options, weights, compare))
+            with looking(network, options, weights, compare) as look:
+                guider.denoise_rows(rows, level, look)
             return total(list(parts.values()))
 
         leaf = torch.cat([row.x for row in targets])
@@ -156,6 +160,25 @@ def copy_row(row: Rows) -> Rows:
     """Return a row whose tensors were not made in inference mode."""
     embedding = None if row.embedding is None else row.embedding.clone()
     return row._replace(x=row.x.clone(), embedding=embedding)
+
+
+@contextmanager
+def looking(
+    network: torch.nn.Module,
+    options: dict,
+    weights: dict[Site, float],
+    take: Callable[[Site, Tensor], None],
+) -> Iterator[dict]:
+    """Yield model options under which `take` gets the map of each cross-attention in `weights`."""
+    if not is_pixart(network):
+        yield recording(options, weights, take)
+        return
+
+    def hand(site: Site, q: Tensor, k: Tensor, heads: int) -> None:
+        take(site, cross_map(q, k, heads))
+
+    with watched_maps(network, weights, hand):
+        yield options
 
 
 def recording(

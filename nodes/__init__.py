@@ -17,7 +17,10 @@ from . import (
     prompts,
     refine,
     structure,
+    style,
     trajectories,
+    types,
+    unified,
 )
 
 
@@ -25,7 +28,7 @@ class RetraceExtension(ComfyExtension):
     """The list of nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes = [
             demo.DemoModel,
             demo.DemoScene,
             prompts.PromptPair,
@@ -41,6 +44,7 @@ class RetraceExtension(ComfyExtension):
             directions.ApplyDirection,
             directions.SaveDirection,
             directions.LoadDirection,
+            directions.LoadSentences,
             ledits.SparseGuidanceNode,
             structure.MasaCtrlController,
             structure.PnPController,
@@ -55,4 +59,9 @@ class RetraceExtension(ComfyExtension):
             attention.AttentionCapture,
             attention.AttentionViewer,
             metrics.EditMetrics,
+            style.InvertStyleDiffusion,
+            style.StyleDiffusionWindow,
+            demo.DemoVision,
+            unified.UACController,
         ]
+        return [types.checked(node) for node in nodes]

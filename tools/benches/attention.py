@@ -74,7 +74,9 @@ class Bench:
         samples = torch.randn(1, 4, side, side, generator=generator)
         return invert(model, self.prompts["source"], {"samples": samples}, steps=self.steps)[0]
 
-    def edit(self, *controllers: Any, store: Any = None) -> tuple[torch.Tensor, int]:
+    def edit(
+        self, *controllers: Any, store: Any = None, cfg: float = CFG
+    ) -> tuple[torch.Tensor, int]:
         """Return a Retrace edit's latent and its row-forwards."""
         from retrace.host.editing import run_edit, with_controller
 
@@ -82,7 +84,7 @@ class Bench:
         for controller in controllers:
             model = with_controller(model, controller, store)
         result = run_edit(
-            model, self.trajectory, self.prompts["target"], self.prompts["negative"], cfg=CFG
+            model, self.trajectory, self.prompts["target"], self.prompts["negative"], cfg=cfg
         )
         return result.edited, result.report["row_forwards"]
 
@@ -263,17 +265,19 @@ def live_and_replayed(options: argparse.Namespace) -> list[Replays]:
     place = "cpu" if bench.device.type == "cpu" else "gpu"
     whole = prompt_to_prompt(OPEN)
     found = []
-    for name, controller, negative in (
-        ("P2P, windows of 1", whole, None),
-        ("MasaCtrl", MasaCtrl(start_step=0.08), bench.prompts["negative"]),
+    for name, controller, cfg, negative in (
+        ("P2P, windows of 1", whole, CFG, None),
+        ("P2P, windows of 1, cfg 1", whole, 1.0, None),
+        ("MasaCtrl", MasaCtrl(start_step=0.08), CFG, bench.prompts["negative"]),
     ):
+        edit = partial(bench.edit, controller, cfg=cfg)
         capture = partial(
             capture_attention, bench.model, bench.trajectory, dtype="fp32", budget_mb=65536,
             place=place, kind="self" if negative else "all", negative=negative,
         )
         (store, _), seconds = timed(capture, bench.device)
-        live = measure(lambda c=controller: bench.edit(c), bench.device)
-        replayed = measure(lambda c=controller, s=store: bench.edit(c, store=s), bench.device)
+        live = measure(edit, bench.device)
+        replayed = measure(partial(edit, store=store), bench.device)
         found.append((name, live, replayed, seconds, store.size_bytes / 2**20))
     return found
 
@@ -337,7 +341,8 @@ def replay_lines(found: list[Replays]) -> list[str]:
         lines.append(
             verdict(f"two live edits against two replayed ones, {name}", seconds,
                     LIMITS["replay"], below=False)
-            + f" ({live.rows} against {replayed.rows} row-forwards each; the capture takes "
+            + f" ({live.rows} against {replayed.rows} row-forwards each: "
+            f"{live.rows / replayed.rows:.2f} is the most there is; the capture takes "
             f"{capture:.1f} s and {megabytes:.0f} MB once, as much as "
             f"{capture / max(gain, 1e-9):.1f} replays save)"
         )  # fmt: skip

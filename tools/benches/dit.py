@@ -1,0 +1,96 @@
+"""DiT4Edit's parts on held-out scenes, with the demo's PixArt: inversion, control, merging.
+
+One word is swapped in each scene. The first table compares inversions of equal steps with the
+source sampled beside the target; the second unified control with its parts, the third merging, both
+from DPM-Solver++ with the source pinned.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Iterator, Sequence
+
+from retrace.attention import dit4edit
+from retrace.evaluation.dit_methods import UNIFIED
+from retrace.evaluation.scenes import swap_cases
+from retrace.evaluation.scores import summarise
+from retrace.evaluation.settings import Settings
+
+from ._common import Entry, add_arguments, run_cases
+from ._report import compare, make_table
+
+CEILING = "autoencoder, source"
+TABLES = {
+    "inversion": (CEILING, "DDIM + unified control", "DPM-Solver++ + unified control"),
+    "control": (
+        CEILING, "no control", "word maps alone", "word maps and structure (P2P)",
+        "content alone (MasaCtrl)", "word maps and content", UNIFIED,
+    ),
+    "merging": ("unified, merge 0", "unified, merge 0.5", "unified, merge 0.8"),
+}  # fmt: skip
+ABLATION_SEED = 1000
+ABLATED_CFG = (2.0, 3.0, 4.5)
+ABLATED_CROSS = (0.4, 0.6, 0.8)
+ABLATED_SWITCH = (0.0, 0.1, 0.2, 0.4)
+ABLATED_FROM = (0.0, 0.25, 0.5, 0.75)
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Print the tables, or that of the ablation; return the exit status."""
+    options = read_arguments(arguments)
+    settings = Settings(
+        steps=options.steps, cfg=options.cfg, cross=options.cross, self_=options.switch
+    )
+    attributes = options.attributes.split(",")
+    if options.ablate:
+        cases = swap_cases(options.n, ABLATION_SEED, attributes)
+        entries = list(ablation(settings, options.ablate))
+        print(make_table(summarise(run_cases(cases, entries, options).scores)))
+        return 0
+    cases = swap_cases(options.n, options.seed, attributes)
+    title = (
+        f"{options.n} held-out scenes, one word swapped, the demo's PixArt, {options.steps} steps, "
+        f"cfg {options.cfg:g}, word maps {options.cross:g}, switch {options.switch:g}; one CPU "
+        "thread a process."
+    )
+    for name in options.tables.split(","):
+        entries = [Entry(label, label, settings) for label in TABLES[name]]
+        compare(f"dit-{name}", title, cases, entries, options, reconstruction=name == "inversion")
+    return 0
+
+
+def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(prog="bench dit", description=__doc__)
+    add_arguments(parser, count=48, batch=12, kind="dit")
+    parser.add_argument("--steps", type=int, default=30)
+    parser.add_argument("--cfg", type=float, default=4.5, help="guidance of every edit (4.5)")
+    parser.add_argument("--cross", type=float, default=dit4edit.CROSS_REPLACE,
+                        help="window of word maps")
+    parser.add_argument("--switch", type=float, default=dit4edit.SWITCH,
+                        help="from structure to content")
+    parser.add_argument("--attributes", default="colour,shape",
+                        help="what is swapped, in turn: colour, shape, background, pattern")
+    parser.add_argument("--tables", default=",".join(TABLES), help="separated by ','")
+    parser.add_argument("--ablate", default="", choices=["", "cfg", "cross", "switch", "depth"],
+                        help=f"try settings of unified control on other scenes (seed "
+                             f"{ABLATION_SEED})")
+    return parser.parse_args(arguments)  # fmt: skip
+
+
+def ablation(base: Settings, axis: str) -> Iterator[Entry]:
+    """Yield unified control along one axis of its settings, everything else as given."""
+    yield Entry(CEILING, CEILING, base)
+    varied = {
+        "cfg": [{"cfg": value} for value in ABLATED_CFG],
+        "cross": [{"cross": value} for value in ABLATED_CROSS],
+        "switch": [{"self_": value} for value in ABLATED_SWITCH],
+        "depth": [
+            *({"self_from": value} for value in ABLATED_FROM),
+            *({"cross_from": value} for value in ABLATED_FROM[1:]),
+        ],
+    }[axis]
+    for changes in varied:
+        label = ", ".join(f"{name.strip('_')} {value:g}" for name, value in changes.items())
+        yield Entry(f"{UNIFIED}, {label}", UNIFIED, dataclasses.replace(base, **changes))
