@@ -133,24 +133,26 @@ def map_gradients(
                 f"({min(map(str, missed))}): another node replaces these blocks; remove it"
             )
 
+        parts: dict[Site, Tensor] = {}
+
+        def compare(site: Site, found: Tensor) -> None:
+            distance = weights[site] * map_distance(found, wanted[site], images)
+            parts.setdefault(site, distance)  # recomputation passes here again
+
         def measure(leaf: Tensor) -> Tensor:
             check_interrupted()
-            parts: dict[Site, Tensor] = {}
-
-            def compare(site: Site, found: Tensor) -> None:
-                distance = weights[site] * map_distance(found, wanted[site], images)
-                parts.setdefault(site, distance)  # recomputation passes here again
-
+            parts.clear()
             rows = [
                 row._replace(x=x) for row, x in zip(targets, leaf.chunk(len(targets)), strict=True)
             ]
-            with looking(network, options, weights, compare) as look:
-                guider.denoise_rows(rows, level, look)
+            guider.denoise_rows(rows, level, look)
             return total(list(parts.values()))
 
         leaf = torch.cat([row.x for row in targets])
         scale = loss_scale(guider.inner_model, 256.0)
-        losses, gradient = run(lambda: loss_gradient(measure, leaf, scale))
+        # recomputation needs the hooks until the gradient is there
+        with looking(network, options, weights, compare) as look:
+            losses, gradient = run(lambda: loss_gradient(measure, leaf, scale))
         chunks = gradient.chunk(len(targets))
         found = {row.role: chunk for row, chunk in zip(targets, chunks, strict=True)}
         return losses, found, run.checkpointed

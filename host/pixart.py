@@ -181,7 +181,7 @@ def cross_forward(run: EditRun, site: Site, layer: Any) -> Callable:
 
 
 def masked_forward(run: EditRun, site: Site, layer: Any) -> Callable:
-    """Return a self-attention's forward whose target rows see masked keys, where there is a mask."""
+    """Return a self-attention's forward whose target rows see masked keys where there is a mask."""
     plain, attention = layer.forward, fused(layer.num_heads)
 
     def forward(x: Tensor, mask: Any = None, HW: Any = None, block_id: Any = None) -> Tensor:

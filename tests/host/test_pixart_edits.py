@@ -93,7 +93,7 @@ def test_texts_that_would_grow_too_long_together_are_refused(comfy):
     from retrace.host.conditioning import repeated
 
     column = [CONDRegular(torch.zeros(1, length, 4)) for length in (127, 131)]
-    with pytest.raises(HostError, match="127, 131 tokens.*16637"):
+    with pytest.raises(HostError, match=r"127, 131 tokens.*16637"):
         repeated(["source", "positive"], column)
     column = [CONDRegular(torch.zeros(1, length, 4)) for length in (10, 4)]
     assert [cond.cond.shape[1] for cond in repeated(["a", "b"], column)] == [20, 20]
