@@ -383,6 +383,9 @@ def describe(options: argparse.Namespace) -> str:
         device = torch.cuda.get_device_name()
     else:
         device = f"the CPU, {torch.get_num_threads()} threads, in CPU seconds"
+    if options.only_memory:
+        dtype = options.dtype or "the host's number format"
+        return f"{options.arch}, {options.size} x {options.size}, one step of three rows, {dtype}"
     return (
         f"{options.arch}, {options.size} x {options.size}, {options.steps} steps, cfg {CFG}, "
         f"windows cross {WINDOWS['cross']} and self {WINDOWS['self']}, fastest of "
