@@ -49,7 +49,7 @@ def filled(value: Tensor) -> bool:
 
 def is_conditioning(value: Any) -> bool:
     """Tell whether this is a CONDITIONING: pairs of an embedding without NaN and its options."""
-    return isinstance(value, list) and all(
+    return isinstance(value, list) and bool(value) and all(
         isinstance(pair, list | tuple)
         and len(pair) == 2
         and isinstance(pair[0], Tensor)
@@ -75,7 +75,11 @@ KINDS = {
     "RETRACE_TRAJECTORY": Kind(of(Trajectory), "a trajectory", "an Invert node"),
     "RETRACE_PROMPTS": Kind(of(PromptPair), "a pair of prompts", "Prompt-Pair"),
     "RETRACE_ATTENTION": Kind(of(AttentionStore), "recorded attention", "Attention-Capture"),
-    "RETRACE_DIRECTION": Kind(of(EditDirection), "an edit direction", "Edit-Direction"),
+    "RETRACE_DIRECTION": Kind(
+        lambda v: isinstance(v, EditDirection) and filled(v.tokens),
+        "an edit direction free of NaN and Inf",
+        "Edit-Direction",
+    ),
     "FLOAT": Kind(
         lambda v: isinstance(v, int | float) and math.isfinite(v), "a finite number", "its widget"
     ),
@@ -97,10 +101,35 @@ def check_given(name: str, io_type: str, value: Any) -> None:
         )
 
 
+def check_choice(name: str, options: list, value: Any) -> None:
+    """Raise HostError if a choice is none of those that its input offers."""
+    if value not in options:
+        offered = ", ".join(repr(option) for option in options[:12])
+        raise HostError(f"{name}: expected one of {offered}, got {describe_value(value)}")
+
+
+def check_width(model: Any, texts: list[tuple[str, list]]) -> None:
+    """Raise HostError if encoded text does not fit the model's cross-attention.
+
+    texts: (name of the input, CONDITIONING). Only models that state their width are asked.
+    """
+    config = getattr(getattr(model.model, "model_config", None), "unet_config", {})
+    width = config.get("context_dim")
+    for name, conditioning in texts if isinstance(width, int) else ():
+        for embedding, _ in conditioning:
+            if embedding.shape[-1] != width:
+                raise HostError(
+                    f"{name}: this text has {embedding.shape[-1]} features a token but the model "
+                    f"reads {width}; encode it with the CLIP of the same checkpoint"
+                )
+
+
 def describe_value(value: Any) -> str:
     """Say in a few words what a value is."""
     if value is None:
         return "nothing"
+    if isinstance(value, list) and not value:
+        return "an empty list"
     if isinstance(value, Tensor):
         spoilt = "" if value.numel() == 0 or filled(value) else " with NaN or Inf"
         return f"a tensor {list(value.shape)}{spoilt}"

@@ -2,11 +2,12 @@
 
 import dataclasses
 import functools
+import inspect
 from typing import Any
 
 from comfy_api.latest import io
 
-from ..host.given import check_given
+from ..host.given import check_choice, check_given, check_width
 
 Trajectory = io.Custom("RETRACE_TRAJECTORY")
 Prompts = io.Custom("RETRACE_PROMPTS")
@@ -38,14 +39,25 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
     execute = node.execute.__func__
     if hasattr(execute, "__wrapped__"):
         return node
-    inputs = {given.id: given for given in node.define_schema().inputs}
+
+    names = list(inspect.signature(execute).parameters)[1:]
 
     @functools.wraps(execute)
-    def with_checks(cls, **values: Any) -> io.NodeOutput:
+    def with_checks(cls, *ordered: Any, **named: Any) -> io.NodeOutput:
+        values = dict(zip(names, ordered, strict=False)) | named
+        inputs = {given.id: given for given in cls.define_schema().inputs}
+        texts = []
         for name, value in values.items():
             given = inputs.get(name)
-            if given is not None and not (given.optional and value is None):
-                check_given(name, given.get_io_type(), value)
+            if given is None or (given.optional and value is None):
+                continue
+            kind = given.get_io_type()
+            check_given(name, kind, value)
+            if kind == "COMBO" and given.options:
+                check_choice(name, given.options, value)
+            texts += [(name, value)] if kind == "CONDITIONING" else []
+        if values.get("model") is not None:
+            check_width(values["model"], texts)
         return execute(cls, **values)
 
     node.execute = classmethod(with_checks)

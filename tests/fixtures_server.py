@@ -1,7 +1,6 @@
 """One real ComfyUI server with the pack installed, shared by all tests that need one."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -9,7 +8,7 @@ from typing import Any
 
 import pytest
 from hosting.client import Client, Prompt, Run
-from hosting.layout import REPOSITORY, Host
+from hosting.layout import REPOSITORY, Host, prepare_base
 from hosting.server import Server
 
 
@@ -28,7 +27,9 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     home = tmp_path_factory.mktemp("server")
     host = Host(Path(sys.executable), tree, home)
     arguments = ("--disable-api-nodes",)
-    shutil.copytree(REPOSITORY / "tests/server/probe_pack", home / "base/custom_nodes/probe_pack")
+    prepare_base(home / "base", host)
+    probes = REPOSITORY / "tests" / "server" / "probe_pack"
+    (home / "base" / "custom_nodes" / "probe_pack").symlink_to(probes, target_is_directory=True)
     with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
         yield running
 

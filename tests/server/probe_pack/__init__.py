@@ -78,11 +78,11 @@ KINDS = {
     "CONDITIONING": {
         "empty": list,
         "other width": lambda: text(1, 77, 13),
-        "nan": lambda: text(1, 77, 64, value=NAN),
-        "no tokens": lambda: text(1, 0, 64),
+        "nan": lambda: text(1, 77, 128, value=NAN),
+        "no tokens": lambda: text(1, 0, 128),
         "no embedding": lambda: [["text", {}]],
-        "batch of 3": lambda: text(3, 77, 64),
-        "two parts": lambda: text(1, 77, 64) * 2,
+        "batch of 3": lambda: text(3, 77, 128),
+        "two parts": lambda: text(1, 77, 128) * 2,
     },
     "MASK": {
         "no area": lambda: torch.zeros(1, 0, 64),
