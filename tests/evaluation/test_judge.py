@@ -138,5 +138,5 @@ def test_an_answer_without_usable_scores_is_an_error_not_a_score(answer, words):
 
 
 def test_weights_are_the_papers():
-    assert overall({"accuracy": 7, "preservation": 7, "quality": 7, "realism": 7}) == 7
-    assert overall({"accuracy": 6, "preservation": 10, "quality": 7, "realism": 6}) == 7.4
+    assert overall({"accuracy": 7, "preservation": 7, "quality": 7, "realism": 7}) == pytest.approx(7)
+    assert overall({"accuracy": 6, "preservation": 10, "quality": 7, "realism": 6}) == pytest.approx(7.4)
