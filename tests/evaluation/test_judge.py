@@ -138,5 +138,7 @@ def test_an_answer_without_usable_scores_is_an_error_not_a_score(answer, words):
 
 
 def test_weights_are_the_papers():
-    assert overall({"accuracy": 7, "preservation": 7, "quality": 7, "realism": 7}) == pytest.approx(7)
-    assert overall({"accuracy": 6, "preservation": 10, "quality": 7, "realism": 6}) == pytest.approx(7.4)
+    sevens = dict.fromkeys(("accuracy", "preservation", "quality", "realism"), 7)
+    assert overall(sevens) == pytest.approx(7)
+    mixed = {"accuracy": 6, "preservation": 10, "quality": 7, "realism": 6}
+    assert overall(mixed) == pytest.approx(7.4)

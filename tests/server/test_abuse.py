@@ -56,7 +56,8 @@ WORLD = {
 }  # fmt: skip
 LINKS = {
     "MODEL": ["model", 0], "CLIP": ["model", 1], "VAE": ["model", 2],
-    "CLIP_VISION": ["vision", 0], "LATENT": ["latent", 0], "CONDITIONING": ["target", 0], "IMAGE": ["scene", 0],
+    "CLIP_VISION": ["vision", 0],
+    "LATENT": ["latent", 0], "CONDITIONING": ["target", 0], "IMAGE": ["scene", 0],
     "MASK": ["scene", 4], "SIGMAS": ["inversion", 2], "RETRACE_TRAJECTORY": ["inversion", 0],
     "RETRACE_PROMPTS": ["pair", 2], "RETRACE_ATTENTION": ["record", 0],
     "RETRACE_DIRECTION": ["turn", 1],
