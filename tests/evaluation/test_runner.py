@@ -127,7 +127,7 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
 def test_time_left_follows_each_methods_own_pace(monkeypatch):
     now = [0.0]
     monkeypatch.setattr("retrace.evaluation.runner.time.monotonic", lambda: now[0])
-    pace = Pace()
+    pace = Pace(began=0.0, last=0.0)
     pace.todo.update({"slow": 3, "quick": 2})
     result = Result("slow", "k", "t")
     now[0] = 10.0

@@ -1,6 +1,7 @@
 """Inversion and trajectory nodes as the host calls them."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
@@ -13,11 +14,8 @@ pytestmark = pytest.mark.host
 def nodes(comfy):
     from retrace.nodes import RetraceExtension
 
-    loop = asyncio.new_event_loop()
-    try:
-        found = loop.run_until_complete(RetraceExtension().get_node_list())
-    finally:
-        loop.close()
+    with ThreadPoolExecutor(1) as thread:  # the browser's tests leave a loop running in this one
+        found = thread.submit(asyncio.run, RetraceExtension().get_node_list()).result()
     return {node.define_schema().node_id: node for node in found}
 
 

@@ -44,12 +44,19 @@ WORLD = {
     "record": {"class_type": "RetraceAttentionCapture", "inputs": {
         "model": ["model", 0], "trajectory": ["inversion", 0], "sites": "all", "dtype": "fp16",
         "budget_mb": 4096, "device": "cpu"}},
+    "vision": {"class_type": "RetraceDemoVision", "inputs": {}},
+    "learned": {"class_type": "RetraceInvertStyleDiffusion", "inputs": {
+        "model": ["model", 0], "trajectory": ["inversion", 0], "negative": ["empty", 0],
+        "clip_vision": ["vision", 0], "image": ["scene", 0], "cfg": 4.0, "inner_steps": 1,
+        "learning_rate": 0.01, "early_stop": 1e-5, "map_weight": 1.0, "start": "identity",
+        "seed": 0, "checkpointing": "never"}},
     "turn": {"class_type": "RetraceEditDirection", "inputs": {
         "clip": ["model", 1], "source_sentences": "a circle", "target_sentences": "a star",
         "conditioning": ["source", 0], "strength": 1.0}},
 }  # fmt: skip
 LINKS = {
     "MODEL": ["model", 0], "CLIP": ["model", 1], "VAE": ["model", 2],
+    "CLIP_VISION": ["vision", 0],
     "LATENT": ["latent", 0], "CONDITIONING": ["target", 0], "IMAGE": ["scene", 0],
     "MASK": ["scene", 4], "SIGMAS": ["inversion", 2], "RETRACE_TRAJECTORY": ["inversion", 0],
     "RETRACE_PROMPTS": ["pair", 2], "RETRACE_ATTENTION": ["record", 0],
@@ -61,6 +68,7 @@ OWN = {  # what a node needs beyond the defaults on this small scene
     "RetraceEditDirection": {"source_sentences": "a circle", "target_sentences": "a star"},
     "RetraceInvertEDICT": {"strength": 1.0, "negative": ["empty", 0]},
     "RetraceMasaCtrlController": {"start_step": 1.0},
+    "RetraceStyleDiffusionWindow": {"trajectory": ["learned", 0]},
     "RetraceSparseGuidance": {"prompts": ["pair", 2]},
 }
 FILES = {"RetraceLoadTrajectory": "RetraceSaveTrajectory",
@@ -161,7 +169,7 @@ CASES = [
 
 
 @pytest.fixture(scope="module")
-def files(client, run_workflow) -> dict[str, str]:
+def files(client, run_workflow, server) -> dict[str, str]:
     """Files for the nodes that load one: node -> file."""
     named = {}
     for loader, saver in FILES.items():
@@ -169,6 +177,9 @@ def files(client, run_workflow) -> dict[str, str]:
         choices = client.get(f"/object_info/{loader}")[loader]["input"]["required"]["file"]
         options = choices[0] if isinstance(choices[0], list) else choices[1]["options"]
         named[loader] = options[0]
+    sentences = server.base / "input" / "sentences.txt"
+    sentences.write_text("a red star\na blue star\n", encoding="utf-8")
+    named["RetraceLoadSentences"] = sentences.name
     return named
 
 

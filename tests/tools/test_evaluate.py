@@ -120,7 +120,8 @@ def test_ten_thousand_cases_run_in_bounded_memory(tmp_path):
         run = subprocess.Popen([*COMMAND, "--data", str(data), "--methods", "no-edit", "--out",
                                 str(out)])  # fmt: skip
         _, status, usage = os.wait4(run.pid, 0)
-        assert status == 0
+        run.returncode = os.waitstatus_to_exitcode(status)
+        assert run.returncode == 0
         peaks[count] = usage.ru_maxrss / 1024
         records = list((out / "records" / "no-edit").iterdir())
         assert len(records) == count

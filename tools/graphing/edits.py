@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .graph import Graph, Output
+from .graph import Graph, Node, Output
 from .parts import Start, invert, prompt_to_prompt, sample, show
 
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
@@ -214,24 +214,38 @@ def negative_prompt(graph: Graph, start: Start) -> None:
     show(graph, start, edit, prefix="negative prompt")
 
 
+def direction(graph: Graph, start: Start) -> Node:
+    """Draw the source prompt's embedding moved from one word to another, inside a group."""
+    source, target = start.words.sentences
+    if start.demo:  # its few words leave no room for the templates' sentences
+        sentences = {"source_sentences": source, "target_sentences": target}
+    else:
+        templates = graph.add("RetraceSentenceTemplates", source_word=source, target_word=target)
+        sentences = {
+            name: getattr(templates, name) for name in ("source_sentences", "target_sentences")
+        }
+    return graph.add(
+        "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source, **sentences
+    )
+
+
+def pix2pix_zero_direct(graph: Graph, start: Start) -> None:
+    """pix2pix-zero with the source pinned by Direct Inversion."""
+    with graph.group(NOISE):
+        trajectory = invert(graph, start, regularise="fixed")
+    with graph.group(EDIT, 340):
+        moved = direction(graph, start)
+        model = graph.add("RetraceXAttnGuidance", model=start.model).model
+        edit = sample(graph, start, model, trajectory, positive=moved.conditioning)
+    show(graph, start, edit, prefix="pix2pix zero direct")
+
+
 def pix2pix_zero(graph: Graph, start: Start) -> None:
     """An edit direction between two words in place of a target prompt, guided by word maps."""
-    source, target = start.words.sentences
     with graph.group(NOISE):
         trajectory = invert(graph, start, pinned=False, regularise="fixed")
     with graph.group(EDIT, 340):
-        if start.demo:  # its few words leave no room for the templates' sentences
-            sentences = {"source_sentences": source, "target_sentences": target}
-        else:
-            templates = graph.add(
-                "RetraceSentenceTemplates", source_word=source, target_word=target
-            )
-            sentences = {
-                name: getattr(templates, name) for name in ("source_sentences", "target_sentences")
-            }
-        moved = graph.add(
-            "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source, **sentences
-        )
+        moved = direction(graph, start)
         model = graph.add("RetraceXAttnGuidance", model=start.model).model
         edit = sample(graph, start, model, trajectory, positive=moved.conditioning)
         graph.column()
@@ -250,11 +264,11 @@ def pix2pix_zero(graph: Graph, start: Start) -> None:
             graph.add("RetraceLoadSentences", f"Load-Sentences, {name}", file=name).sentences
             for name in OWN_SENTENCES
         ]
-        direction = graph.add(
+        own = graph.add(
             "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source,
             source_sentences=lists[0], target_sentences=lists[1],
         ).direction  # fmt: skip
-        graph.add("RetraceSaveDirection", direction=direction, filename_prefix="retrace/own")
+        graph.add("RetraceSaveDirection", direction=own, filename_prefix="retrace/own")
 
 
 def edit_many(graph: Graph, start: Start) -> None:

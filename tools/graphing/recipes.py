@@ -237,11 +237,32 @@ RECIPES: tuple[Recipe, ...] = (
         "sentences; XAttn-Guidance holds the word maps to the source's by a gradient step before "
         "each step. About three times the cost of a plain edit.",
         (
+            "the caption in *What the photo shows*: type it, or connect a captioning node's text",
             "the sentences, the words of Sentence-Templates, or Load-Sentences with your own",
             "**strength** in Edit-Direction: how far to move; negative moves the other way",
             "**amount** in XAttn-Guidance: more keeps more of the layout",
         ),
         "the thing changes, the layout stays; the direction is saved for other pictures.",
+    ),
+    Recipe(
+        "edit_pix2pix_zero_direct",
+        "An edit direction, source pinned",
+        "an edit direction with Direct Inversion: more of the picture stays, at a third less cost",
+        edits.pix2pix_zero_direct,
+        (
+            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
+            (SDXL, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
+        ),
+        "pix2pix-zero with Direct Inversion behind the regularised inversion: the source branch is "
+        "pinned to what was retraced, so the maps that hold the edit are the picture's own.",
+        (
+            "the caption in *What the photo shows*: type it, or connect a captioning node's text",
+            "the sentences, or the words of Sentence-Templates",
+            "**strength** in Edit-Direction: how far to move",
+            "**amount** in XAttn-Guidance: more keeps more of the layout",
+        ),
+        "the thing changes, the rest is nearer to the picture than without Direct Inversion.",
     ),
     Recipe(
         "edit_dpm_solver",
