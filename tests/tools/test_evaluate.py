@@ -21,8 +21,9 @@ from evaluating.command import (
 from evaluating.marks import set_widgets
 from evaluating.plan import Plan
 from evaluating.pools import LocalPool
+from evaluating.servers import Served, end_left_behind
 from helpers_runs import make_run, write_data
-from hosting.errors import HostError
+from hosting.errors import HostError, ServerError
 from hosting.layout import REPOSITORY
 from retrace.evaluation.jobs import load_data
 from retrace.evaluation.pie_bench import MAPPING
@@ -130,6 +131,53 @@ def test_widgets_are_set_in_all_workflows_or_in_one():
 def test_settings_that_are_none_are_refused(text, words):
     with pytest.raises(HostError, match=words):
         read_settings([text], {"a": {}, "no-edit": None})
+
+
+def test_a_run_that_has_ended_starts_no_server_again(tmp_path, monkeypatch):
+    started = []
+
+    class FakeServer:
+        process = client = None
+
+        def __init__(self, *_, **__):
+            started.append(self)
+            self.stopped = False
+
+        def __enter__(self):
+            self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            return self
+
+        def check_pack(self):
+            self.client = object()
+
+        def stop(self):
+            self.stopped = self.process.kill() or self.process.wait() != 0
+
+    monkeypatch.setattr("evaluating.servers.Server", FakeServer)
+    served = Served({"a": {}}, None, tmp_path, True)
+    assert served.client() is served.client() is started[0].client
+    served.end()
+    assert started[0].stopped and not (tmp_path / "server.pid").exists()
+    with pytest.raises(ServerError, match="has ended"):
+        served.client()
+    assert len(started) == 1
+
+
+def test_the_server_of_a_worker_that_was_killed_is_ended_and_no_other(tmp_path):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    left = subprocess.Popen([*sleep, str(tmp_path / "base")])
+    other = subprocess.Popen(sleep)
+    try:
+        for process in (other, left):
+            (tmp_path / "server.pid").write_text(str(process.pid))
+            end_left_behind(tmp_path)
+        left.wait(10)  # raises if it is still there
+        assert other.poll() is None
+    finally:
+        left.kill()
+        other.kill()
+        left.wait()
+        other.wait()
 
 
 @pytest.mark.slow
