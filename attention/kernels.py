@@ -1,6 +1,6 @@
 """Edited attention on the values, by whatever fused attention the caller has. No map is built."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import torch
 from torch import Tensor
@@ -13,21 +13,15 @@ Attention = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(q, k, v) -> out, each "rows tokens heads*dim"; fused attention, its heads bound."""
 
 
-def self_rows(
-    layout: RowLayout,
-    part: str,
-    rules: Mapping[str, SelfRule],
-    beside: Mapping[str, SelfRule] | None = None,
-) -> list[int] | None:
+def self_rows(layout: RowLayout, part: str, rules: dict[str, SelfRule]) -> list[int] | None:
     """Return from which row each row takes its query, key or value; None when each is its own.
 
-    part: "query", "key" or "value". rules: of the target's rows by guidance half; a half without
-    one is untouched. beside: the same of the layout branch's rows.
+    part: "query", "key" or "value". rules: by guidance half; a half without one is untouched.
     """
-    rows, asked = list(range(layout.rows)), {"target": rules, "layout": beside or {}}
+    rows = list(range(layout.rows))
     for role in layout.roles:
-        rule = asked.get(role.branch, {}).get(role.half)
-        if rule is None or getattr(rule, part) == role.branch:
+        rule = rules.get(role.half)
+        if role.branch != "target" or rule is None or getattr(rule, part) == "target":
             continue
         start = layout.range(role).start
         origin = layout.range(Role(getattr(rule, part), rule.source_half or role.half)).start
@@ -118,7 +112,7 @@ def edited_cross_attention(
         v = replace_rows(v, target, weighted)
         return attention(q, k, v)
     if replayed is None:
-        source = layout.slice(Role(rule.branch, "cond"))
+        source = layout.slice(SOURCE_COND)
         replayed = q[source], k[source]
     q_in, k_in = replace_rows(q, target, replayed[0]), replace_rows(k, target, replayed[1])
     v_in = replace_rows(v, target, mapped)

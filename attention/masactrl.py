@@ -8,8 +8,7 @@ from ..diffusion.errors import BlockSelectionError, LatentError, PlanError
 from .key_masks import AutoMask, MaskReader, fit_token_mask, make_mask
 from .plan import Control, RunFacts
 from .rules import KeyMask, Probe, SelfRule
-from .sites import Site, count, sites_at_depth
-from .windows import Window, check_window
+from .sites import Site, count
 
 MUTUAL = SelfRule("target", "source", "source")
 
@@ -27,7 +26,6 @@ class MasaCtrl:
       fraction of the steps when less.
     start_layer: the first mutual self-attention layer in call order; `AUTO_LAYER` takes the
       published 10 of 16 in proportion.
-    depth: which layers instead, [start, end) as fractions of them in call order.
     mask_source, mask_target: "images-or-1 height width" in [0, 1], the foreground; one alone
       stands for both. auto: read the foregrounds from cross-attention instead.
     """
@@ -37,7 +35,6 @@ class MasaCtrl:
     mask_source: Tensor | None = None
     mask_target: Tensor | None = None
     auto: AutoMask | None = None
-    depth: Window | None = None
 
     name = "MasaCtrl-Controller"
 
@@ -47,8 +44,6 @@ class MasaCtrl:
                 f"MasaCtrl-Controller: start_step must not be negative and start_layer not below "
                 f"{AUTO_LAYER} (automatic), got {self.start_step} and {self.start_layer}"
             )
-        if self.depth is not None:
-            check_window("depth", self.depth)
         for mask in (self.mask_source, self.mask_target):
             make_mask(mask)
         if self.auto is not None and (self.mask_source is not None or self.mask_target is not None):
@@ -71,11 +66,8 @@ class MasaCtrl:
                 f"MasaCtrl-Controller would do nothing: start_step {self.start_step:g} is step "
                 f"{step} but the last of this run is {facts.steps - 1}; lower it"
             )
-        if self.depth is not None:
-            sites = sites_at_depth(facts.sites, "self", self.depth)
-        else:
-            layer = self.first_layer(count(facts.sites, "self"))
-            sites = frozenset(s for s in facts.sites if s.kind == "self" and s.order >= layer)
+        layer = self.first_layer(count(facts.sites, "self"))
+        sites = frozenset(s for s in facts.sites if s.kind == "self" and s.order >= layer)
         reader = None if self.auto is None else self.auto.prepare(facts)
         return PreparedMasaCtrl(facts, step, sites, self.masks(facts.images), reader)
 
@@ -148,9 +140,6 @@ class PreparedMasaCtrl(Control):
 
     def masks_keys(self, site: Site) -> bool:
         return site in self.sites and (self.masks is not None or self.reader is not None)
-
-    def foregrounds(self) -> tuple[Tensor, Tensor] | None:
-        return self.masks if self.reader is None else self.reader.foregrounds()
 
     def key_mask(self, step: int, site: Site) -> KeyMask | None:
         if step < self.start_step or not self.masks_keys(site):

@@ -65,17 +65,6 @@ class Control:
         """Return the edit of a cross-attention (conditional half) at this step, or None."""
         return None
 
-    def layout_steps(self) -> range:
-        """Return the steps at which a layout branch walks beside; empty if none is read."""
-        return range(0)
-
-    def layout_rule(self, step: int, site: Site, half: str) -> SelfRule | None:
-        """Return how the layout branch's self-attention is fed at this step, or None."""
-        return None
-
-    def see_layout(self, layout: Tensor) -> None:
-        """Take the layout branch's latent after a step, before `after_step`."""
-
     def residuals(self, step: int) -> frozenset[ResidualBlock]:
         """Return the residual blocks whose target rows take the source's output at this step."""
         return frozenset()
@@ -95,13 +84,6 @@ class Control:
 
     def key_mask(self, step: int, site: Site) -> KeyMask | None:
         """Return the foreground of a self-attention (both halves) at this step, or None."""
-        return None
-
-    def foregrounds(self) -> tuple[Tensor, Tensor] | None:
-        """Return the foregrounds of source and target last used for `key_mask`, or None.
-
-        "images-or-1 rows columns" each, of any size, in [0, 1].
-        """
         return None
 
     def map_guidance(self, step: int) -> Any:
@@ -166,7 +148,6 @@ class EditPlan:
         Raises: PlanError when two controllers ask different things of one layer at one step.
         """
         controls = tuple(controller.prepare(facts) for controller in self.controllers)
-        one_layout(controls, self.store)
         for site in facts.sites:
             one_masker(controls, site)
             for step in range(facts.start_step, facts.steps):
@@ -198,18 +179,6 @@ def one_masker(controls: tuple[Control, ...], site: Site) -> None:
         raise PlanError(
             f"{' and '.join(names)} both have masks for the {site.kind}-attention of layer "
             f"{site.stage}.{site.index}.{site.sub_index}; keep the masks of one of them"
-        )
-
-
-def one_layout(controls: tuple[Control, ...], store: AttentionStore | None) -> None:
-    """Raise PlanError for two layout branches, or one beside recorded attention."""
-    names = [control.name for control in controls if control.layout_steps()]
-    if len(names) > 1:
-        raise PlanError(f"{' and '.join(names)} both want a layout branch; keep one of them")
-    if names and store is not None:
-        raise PlanError(
-            f"{names[0]} has a layout branch, which looks at the source as it runs; disconnect the "
-            "recorded attention from the other controllers"
         )
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from ..diffusion.errors import BlockSelectionError, PlanError
 from .plan import Control, RunFacts
 from .rules import SelfRule
-from .sites import ResidualBlock, Site, is_transformer, sites_at_depth
+from .sites import ResidualBlock, Site
 from .windows import check_window, window_steps
 
 INJECT = {
@@ -47,19 +47,15 @@ class PlugAndPlay:
                 "attention_fraction, or remove the node"
             )
         sites = injected_sites(facts.sites)
-        block = injected_block(facts.sites) if features.stop > facts.start_step else None
-        return PreparedPlugAndPlay(sites, block, attention, features)
+        return PreparedPlugAndPlay(sites, injected_block(facts.sites), attention, features)
 
 
 def injected_sites(sites: tuple[Site, ...]) -> frozenset[Site]:
     """Return the decoder's self-attention layers but for those of its first attention block.
 
     On Stable Diffusion 1 and 2: output blocks 4 to 11, the published choice. The paper names no
-    layers for other UNets; the rule is the same there. Of a transformer, the published share: the
-    second half of the layers. Raises: BlockSelectionError.
+    layers for other UNets; the rule is the same there. Raises: BlockSelectionError.
     """
-    if is_transformer(sites):
-        return sites_at_depth(sites, "self", (0.5, 1.0))
     decoder = [site for site in sites if site.kind == "self" and site.stage == "output"]
     first = min((site.index for site in decoder), default=0)
     chosen = frozenset(site for site in decoder if site.index > first)
@@ -73,12 +69,6 @@ def injected_sites(sites: tuple[Site, ...]) -> frozenset[Site]:
 
 def injected_block(sites: tuple[Site, ...]) -> ResidualBlock:
     """Return the residual block whose features are injected. Raises: BlockSelectionError."""
-    if is_transformer(sites):
-        raise BlockSelectionError(
-            "PnP-Controller's features are those of a UNet's decoder, which this diffusion "
-            "transformer has not; set feature_fraction to 0 to use its self-attention alone, or "
-            "choose DiT4Edit-Controller"
-        )
     return ResidualBlock("output", min(site.index for site in injected_sites(sites)))
 
 
@@ -97,7 +87,7 @@ class PreparedPlugAndPlay(Control):
     def __init__(
         self,
         sites: frozenset[Site],
-        block: ResidualBlock | None,
+        block: ResidualBlock,
         attention_steps: range,
         feature_steps: range,
     ) -> None:

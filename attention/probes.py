@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .kernels import Attention, edit_values, tile_tokens
-from .rows import LAYOUT_COND, SOURCE_COND, TARGET_COND, Role, RowLayout
+from .rows import SOURCE_COND, TARGET_COND, Role, RowLayout
 from .rules import CrossRule, Probe
 
 
@@ -40,28 +40,25 @@ def probe_maps(
     probe: Probe,
     attention: Attention,
     heads: int,
-) -> tuple[Tensor | None, ...]:
+) -> tuple[Tensor | None, Tensor | None]:
     """Return what a probe asks of one cross-attention: "images queries columns" of both branches.
 
     q: "rows queries heads*dim"; k: "rows keys heads*dim". None for a branch that is not asked for,
-    or whose edited map is zero. The layout branch's comes third if the probe asks for it.
-    The target's map is the edited one, M_s W + M_t diag(w) (unless the probe wants it plain): its
+    or whose edited map is zero. The target's map is the edited one, M_s W + M_t diag(w): its
     columns are the rule's edit of the columns, as its output is that of the values.
-    One call of `attention`, on the conditional rows that are asked for.
+    One call of `attention`, on the source's and the target's conditional rows.
     """
-    roles = (SOURCE_COND, TARGET_COND, LAYOUT_COND)
-    asked: dict[Role, list[tuple[str, Tensor]]] = {role: [] for role in roles}
-    for role, columns in ((SOURCE_COND, probe.source), (LAYOUT_COND, probe.layout)):
-        if columns is not None:
-            columns = tile_tokens(columns.to(k.device), k.shape[1], 0, share=False)
-            asked[role].append((role.branch, columns))
+    asked: dict[Role, list[tuple[str, Tensor]]] = {SOURCE_COND: [], TARGET_COND: []}
+    if probe.source is not None:
+        source = tile_tokens(probe.source.to(k.device), k.shape[1], 0, share=False)
+        asked[SOURCE_COND].append(("source", source))
     if probe.target is not None:
         target = tile_tokens(probe.target.to(k.device), k.shape[1], 0, share=False)
         mapped, weighted = (None, target[None])
-        if rule is not None and probe.edited:
+        if rule is not None:
             mapped, weighted = edit_values(rule, target[None], k.shape[1])
         if mapped is not None:
-            asked[Role(rule.branch, "cond")].append(("target", mapped[0]))
+            asked[SOURCE_COND].append(("target", mapped[0]))
         if weighted is not None:
             asked[TARGET_COND].append(("target", weighted[0]))
     asked = {role: columns for role, columns in asked.items() if columns}
@@ -77,8 +74,7 @@ def probe_maps(
                 seen = maps[start : start + layout.images, :, first:last]
                 found[name] = found[name] + seen if name in found else seen
                 first = last
-    maps = (found.get("source"), found.get("target"))
-    return maps if probe.layout is None else (*maps, found["layout"])
+    return found.get("source"), found.get("target")
 
 
 def stack_columns(asked: Iterable[list[tuple[str, Tensor]]], images: int) -> Tensor:

@@ -11,7 +11,7 @@ from .alignment import TokenMap, make_token_map
 from .local_blend import LocalBlend, PreparedLocalBlend
 from .plan import Control, RunFacts
 from .rules import CrossRule, Probe, SelfRule
-from .sites import Site, is_transformer, sites_at_depth
+from .sites import Site
 from .tokens import TokenizedPrompt
 from .windows import Window, check_window, token_gates, window_steps
 
@@ -42,10 +42,7 @@ class PromptToPrompt:
     word_windows: own windows for single target words. reweight: factors on target words' maps,
       inside the cross window (1 changes nothing, negative suppresses).
     self_tokens: self-attention layers with more image tokens than this are left alone; None
-      scales the published limit of 32 x 32 (half the latent's sides) to the image, and does not
-      limit a transformer, whose layers all have one grid.
-    cross_depth, self_depth: which layers are edited, [start, end) as fractions of them in call
-      order; published: all.
+      scales the published limit of 32 x 32 (a quarter of the latent's pixels) to the image.
     blend: words outside whose region the source is kept, or None.
     """
 
@@ -57,16 +54,12 @@ class PromptToPrompt:
     reweight: tuple[tuple[str, float], ...] = ()
     self_tokens: int | None = None
     blend: LocalBlend | None = None
-    cross_depth: Window = (0.0, 1.0)
-    self_depth: Window = (0.0, 1.0)
 
     name = "P2P-Controller"
 
     def __post_init__(self) -> None:
         check_window("cross_replace", self.cross_replace)
         check_window("self_replace", self.self_replace)
-        check_window("cross_depth", self.cross_depth)
-        check_window("self_depth", self.self_depth)
         for word, _ in self.word_windows:
             self.prompts.target.span(word)
         for word, _ in self.reweight:
@@ -86,7 +79,10 @@ class PromptToPrompt:
         token_map = make_token_map(pair.source, pair.target, self.mode, pair.published)
         gates = token_gates(pair.target, facts.steps, self.cross_replace, self.word_windows)
         self_steps = window_steps(self.self_replace, facts.steps)
-        sites = sites_at_depth(facts.sites, "cross", self.cross_depth) | self.self_sites(facts)
+        limit = self.self_tokens or facts.latent_tokens // 4
+        sites = frozenset(
+            site for site in facts.sites if site.kind == "self" and facts.tokens(site) <= limit
+        )
         idle = not bool(gates[facts.start_step :].any()) and facts.start_step >= self_steps.stop
         if idle and self.blend is None:
             raise PlanError(
@@ -98,14 +94,6 @@ class PromptToPrompt:
         return PreparedPromptToPrompt(
             token_map, gates, equalizer(pair.target, self.reweight), self_steps, sites, blend
         )
-
-    def self_sites(self, facts: RunFacts) -> frozenset[Site]:
-        """Return the self-attention layers whose maps may be the source's."""
-        sites = sites_at_depth(facts.sites, "self", self.self_depth)
-        if self.self_tokens is None and is_transformer(facts.sites):
-            return sites
-        limit = self.self_tokens or -(-facts.height // 2) * -(-facts.width // 2)
-        return frozenset(site for site in sites if facts.tokens(site) <= limit)
 
 
 def equalizer(prompt: TokenizedPrompt, factors: Sequence[tuple[str, float]]) -> Tensor:
@@ -127,11 +115,11 @@ class PreparedPromptToPrompt(Control):
         gates: Tensor,
         equalizer: Tensor,
         self_steps: range,
-        sites: frozenset[Site],
+        self_sites: frozenset[Site],
         blend: PreparedLocalBlend | None = None,
     ) -> None:
         self.token_map, self.gates, self.equalizer = token_map, gates, equalizer
-        self.self_steps, self.sites = self_steps, sites
+        self.self_steps, self.self_sites = self_steps, self_sites
         self.blend = blend
         self._cross_rules: dict[int, CrossRule | None] = {}
 
@@ -140,13 +128,11 @@ class PreparedPromptToPrompt(Control):
         return self.blend is not None
 
     def self_rule(self, step: int, site: Site, half: str) -> SelfRule | None:
-        if half == "cond" and step in self.self_steps and site in self.sites:
+        if half == "cond" and step in self.self_steps and site in self.self_sites:
             return SELF_REPLACE
         return None
 
     def cross_rule(self, step: int, site: Site) -> CrossRule | None:
-        if site not in self.sites:
-            return None
         if step not in self._cross_rules:
             gate = self.gates[step]
             rule = cross_rule(self.token_map, gate, self.equalizer) if bool(gate.any()) else None

@@ -39,10 +39,6 @@ class RecordingRun(EditRun):
                 "another node replaces these blocks; remove it or connect the model before it"
             )
 
-    @property
-    def reads_inputs(self) -> bool:
-        return True
-
     def edits(self, site: Site) -> bool:
         return self.layout is not None and site in self._wanted
 

@@ -1,4 +1,4 @@
-"""Which row of a batch is which: branch (source, target, layout), half (cond, uncond), image."""
+"""Which row of a batch is which: branch (source, target), guidance half (cond, uncond), image."""
 
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -18,8 +18,6 @@ SOURCE_COND = Role("source", "cond")
 SOURCE_UNCOND = Role("source", "uncond")
 TARGET_COND = Role("target", "cond")
 TARGET_UNCOND = Role("target", "uncond")
-LAYOUT_COND = Role("layout", "cond")
-LAYOUT_UNCOND = Role("layout", "uncond")
 
 
 @dataclass(frozen=True)

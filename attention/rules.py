@@ -6,10 +6,10 @@ from torch import Tensor
 
 
 class SelfRule(NamedTuple):
-    """From which branch a branch's rows of a self-attention take queries, keys and values.
+    """From which branch the target's rows of a self-attention take queries, keys and values.
 
-    The papers' rules for the target: Prompt-to-Prompt source, source, target (the source's map on
-    the target's values); MasaCtrl target, source, source; Plug-and-Play source, source, target.
+    The papers' rules: Prompt-to-Prompt source, source, target (the source's map on the target's
+    values); MasaCtrl target, source, source; Plug-and-Play source, source, target.
     source_half: the guidance half whose source rows are taken; None for the target's own half.
     """
 
@@ -28,12 +28,10 @@ class CrossRule(NamedTuple):
     out = Attn(Q_s, K_s; from_source V_t) + Attn(Q_t, K_t; diag(from_target) V_t)
     from_source: "source_tokens target_tokens" or None when it is zero.
     from_target: "target_tokens" or None when it is zero.
-    branch: whose queries and keys Q_s and K_s are: the source's or the layout branch's.
     """
 
     from_source: Tensor | None
     from_target: Tensor | None
-    branch: str = "source"
 
 
 class Probe(NamedTuple):
@@ -41,14 +39,10 @@ class Probe(NamedTuple):
 
     source: "source_tokens columns", target: "target_tokens columns"; None for a map that is not
     read. A column's weights say how much of each token's map is added.
-    layout: the same of the layout branch's map, if it is read too. edited: whether the target's
-    map is read after its edit.
     """
 
     source: Tensor | None
     target: Tensor | None
-    layout: Tensor | None = None
-    edited: bool = True
 
 
 class KeyMask(NamedTuple):

@@ -1,12 +1,12 @@
 """What is happening in one edit (mutable): made when sampling starts, dropped when it ends."""
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diffusion.errors import HostError, PlanError
+from ..diffusion.errors import HostError
 from .kernels import (
     Attention,
     edited_cross_attention,
@@ -15,13 +15,11 @@ from .kernels import (
     self_rows,
     take_rows,
 )
-from .key_masks import fit_mask
 from .plan import Control, Halves, RunFacts, merge_cross_rules, merge_self_rules
 from .probes import probe_maps
 from .replay import (
     check_recorded,
     replayed_cross_inputs,
-    replayed_maps,
     replayed_probe_inputs,
     replayed_residual,
     replayed_self_inputs,
@@ -48,7 +46,6 @@ class EditRun:
         self.layout: RowLayout | None = None
         self._cross: dict[Site, CrossRule | None] = {}
         self._self: dict[Site, dict[str, SelfRule]] = {}
-        self._layout: dict[Site, dict[str, SelfRule]] = {}
         self._probes: dict[Site, list[tuple[Control, Probe]]] = {}
         self._residuals: frozenset[ResidualBlock] = frozenset()
         self._reached: set[Site | ResidualBlock] = set()
@@ -75,7 +72,6 @@ class EditRun:
             }
             if rules:
                 self._self[site] = rules
-        self._layout = self.layout_rules_at(step)
         self._probes = {
             site: probes
             for site in self.facts.sites
@@ -84,34 +80,12 @@ class EditRun:
         }
         self._residuals = frozenset().union(*(c.residuals(step) for c in self.controls))
 
-    def layout_rules_at(self, step: int) -> dict[Site, dict[str, SelfRule]]:
-        """Return how the layout branch's self-attention layers are fed, by guidance half."""
-        rules: dict[Site, dict[str, SelfRule]] = {}
-        for control in self.controls if step in self.layout_steps else ():
-            for site in self.facts.sites:
-                for half in ("cond", "uncond"):
-                    rule = control.layout_rule(step, site, half) if site.kind == "self" else None
-                    if rule is not None:
-                        rules.setdefault(site, {})[half] = rule
-        return rules
-
-    @property
-    def layout_steps(self) -> range:
-        """The steps at which a layout branch walks beside source and target; usually none."""
-        asked = (control.layout_steps() for control in self.controls)
-        return next((steps for steps in asked if steps), range(0))
-
-    def see_layout(self, layout: Tensor) -> None:
-        """Show every control the layout branch's latent after a step."""
-        for control in self.controls:
-            control.see_layout(layout)
-
     def source_roles(self, step: int) -> set[Role]:
         """Return the source rows that somebody reads at a step; none when they are recorded."""
         if self.store is not None:
             return set()
         self.rules_at(step)
-        roles = {SOURCE_COND} if step in self.layout_steps else set()
+        roles = set()
         if any(rule.from_source is not None for rule in self._cross.values()):
             roles.add(SOURCE_COND)
         if any(p.source is not None for probes in self._probes.values() for _, p in probes):
@@ -128,8 +102,6 @@ class EditRun:
         self.rules_at(step)
         read = {site for site, rule in self._cross.items() if rule.from_source is not None}
         slots = {Slot(part, site) for site in read | set(self._probes) for part in ("query", "key")}
-        for guidance in self.map_guidances(step):
-            slots |= {Slot(part, site) for site in guidance.weights for part in ("query", "key")}
         slots |= {Slot("feature", block) for block in self._residuals}
         for site, rules in self._self.items():
             halves = {rule.source_half or half for half, rule in rules.items()}
@@ -141,12 +113,6 @@ class EditRun:
         if self.store is None:
             return
         steps = range(self.facts.start_step, self.facts.steps)
-        if any(guidance.published for step in steps for guidance in self.map_guidances(step)):
-            raise PlanError(
-                "the published XAttn-Guidance compares the maps of the negative prompt too, which "
-                "an attention store does not hold: turn 'published' off, or disconnect the "
-                "attention input of all controllers"
-            )
         check_recorded(self.store, {step: self.recorded_slots(step) for step in steps})
 
     def self_sites(self) -> set[Site]:
@@ -154,7 +120,7 @@ class EditRun:
         found = set()
         for step in range(self.facts.start_step, self.facts.steps):
             self.rules_at(step)
-            found |= {*self._self, *self._layout}
+            found |= set(self._self)
         return found
 
     def masked_sites(self) -> set[Site]:
@@ -191,19 +157,6 @@ class EditRun:
                 mask = mask * blend.to("cpu", torch.float32)
         return mask
 
-    def foregrounds(self) -> tuple[Tensor, Tensor]:
-        """Return the foregrounds of source and target that keys were last masked by.
-
-        "images height width" each, in [0, 1], at latent size; all ones where nothing is masked.
-        """
-        shape = (self.facts.images, self.facts.height, self.facts.width)
-        asked = (control.foregrounds() for control in self.controls)
-        found = next((masks for masks in asked if masks is not None), None)
-        if found is None:
-            return torch.ones(shape), torch.ones(shape)
-        source, target = (fit_mask(mask, shape[1:]).expand(shape) for mask in found)
-        return source, target
-
     def begin(self, step: int, layout: RowLayout) -> None:
         """Start one model call."""
         self.rules_at(step)
@@ -215,7 +168,7 @@ class EditRun:
         layout, self.layout = self.layout, None
         if layout is None or not layout.has(TARGET_COND):
             return
-        wanted = {*self._self, *self._layout, *self._cross, *self._probes, *self._residuals}
+        wanted = {*self._self, *self._cross, *self._probes, *self._residuals}
         missed = wanted - self._reached
         if missed:
             names = ", ".join(sorted(map(str, missed))[:4])
@@ -224,18 +177,9 @@ class EditRun:
                 "another node replaces these blocks; remove it or connect the model before it"
             )
 
-    @property
-    def reads_inputs(self) -> bool:
-        """Whether `self_inputs` has to be given the layers' inputs, not projections of them."""
-        return self.store is not None
-
     def edits(self, site: Site) -> bool:
         """Whether this call's cross-attention at a site is changed."""
         return self.layout is not None and self._cross.get(site) is not None
-
-    def looks_at(self, site: Site) -> bool:
-        """Whether this call's cross-attention at a site is changed or read."""
-        return self.edits(site) or site in self._probes
 
     def reach(self, site: Site) -> None:
         """Note that a site's hook ran in this call."""
@@ -251,21 +195,18 @@ class EditRun:
         if self.layout is None:
             return query, key, value
         self._reached.add(site)
-        rules, beside = (
-            {half: rule for half, rule in found.items() if self.layout.has(Role(branch, half))}
-            for branch, found in (
-                ("target", self._self.get(site, {})), ("layout", self._layout.get(site, {}))
-            )
-        )
-        if not rules and not beside:
+        rules = {
+            half: rule
+            for half, rule in self._self.get(site, {}).items()
+            if self.layout.has(Role("target", half))
+        }
+        if not rules:
             return query, key, value
         if self.store is not None:
             return replayed_self_inputs(
                 self.store, self.layout, site, self.step, rules, (query, key, value)
             )
-        rows = {
-            part: self_rows(self.layout, part, rules, beside) for part in ("query", "key", "value")
-        }
+        rows = {part: self_rows(self.layout, part, rules) for part in ("query", "key", "value")}
         return (
             take_rows(query, rows["query"]),
             take_rows(key, rows["key"]),
@@ -338,12 +279,6 @@ class EditRun:
         """Return how controls pull the target to the source's maps at a step, in order."""
         asked = [control.map_guidance(step) for control in self.controls]
         return [guidance for guidance in asked if guidance is not None]
-
-    def recorded_maps(
-        self, step: int, sites: Collection[Site], like: Tensor
-    ) -> dict[Site, Tensor] | None:
-        """Return the source's maps from the store (see `replayed_maps`), or None without one."""
-        return None if self.store is None else replayed_maps(self.store, sites, step, like)
 
     def last_guided_step(self) -> int:
         """Return the last step whose source latent is needed for its maps; -1 if there is none."""

@@ -11,8 +11,7 @@ class Site(NamedTuple):
 
     kind: "self", "cross" or "joint". stage: "input", "middle", "output" of a UNet, "block" of a
     transformer. index, sub_index: as the host addresses them. order: position among the layers
-    of its kind, in call order. downsample: image tokens per side are latent side / downsample (a
-    transformer's patch size).
+    of its kind, in call order. downsample: image tokens per side are latent side / downsample.
     """
 
     kind: str
@@ -43,30 +42,6 @@ class ResidualBlock(NamedTuple):
 def count(sites: Sequence[Site], kind: str) -> int:
     """Return how many layers of a kind there are."""
     return sum(site.kind == kind for site in sites)
-
-
-def is_transformer(sites: Sequence[Site]) -> bool:
-    """Whether the layers are those of a diffusion transformer: blocks all alike, one grid."""
-    return bool(sites) and all(site.stage == "block" for site in sites)
-
-
-def sites_at_depth(
-    sites: Sequence[Site], kind: str, depth: tuple[float, float]
-) -> frozenset[Site]:
-    """Return the layers of a kind in a part of the network, [start, end) as fractions of them.
-
-    0 is the first layer in call order; bounds are rounded to whole layers.
-    Raises: BlockSelectionError when there is none.
-    """
-    layers = count(sites, kind)
-    first, last = (round(fraction * layers) for fraction in depth)
-    chosen = frozenset(s for s in sites if s.kind == kind and first <= s.order < last)
-    if not chosen and depth != (0.0, 1.0):
-        raise BlockSelectionError(
-            f"a depth of {depth[0]:g} to {depth[1]:g} holds none of this model's {layers} "
-            f"{kind}-attention layers; widen it"
-        )
-    return chosen
 
 
 def nearest_grid(sites: Sequence[Site], downsample: int) -> frozenset[Site]:

@@ -17,20 +17,6 @@ UNET = {
     "legacy": False,
 }
 
-TRANSFORMER = {
-    "patch_size": 8,
-    "in_channels": 4,
-    "hidden_size": 192,
-    "depth": 8,
-    "num_heads": 6,
-    "caption_channels": 128,
-    "model_max_length": 32,
-    "class_dropout_prob": 0.0,
-    "pred_sigma": False,
-    "micro_condition": False,
-}
-"""PixArt's; a patch of 8 of latents enlarged four times is one of 2 (see transformer.py)."""
-
 TEXT = {
     "num_hidden_layers": 2,
     "hidden_size": 128,

@@ -101,7 +101,6 @@ def invert_dpm_solver(
     iterations: int = 20,
     tolerance: float = 1e-5,
     substeps: int = 3,
-    sweeps: int = 0,
     flow: bool = False,
 ) -> Iterator[InversionState]:
     """Yield every state from clean to noisy; each step solves for the latent that samples back.
@@ -110,16 +109,14 @@ def invert_dpm_solver(
     variant: of order 2: "fine" estimates the next noisier prediction by `substeps` naive steps
       per interval (Hong et al.), "cheap" by one (DiT4Edit). method: see `solve_step`.
     iterations: most model calls of a solve; tolerance: RMS at which it stops.
-    sweeps: of order 2: how often all states are solved again, see `sweep`; they are yielded again.
     Source: Hong et al. 2024 (arXiv:2311.18387), Alg. 1 and 2, with the grid's own neighbours
     instead of s - 1000 / N, and with evenly spaced lambdas for the substeps.
     """
-    check_options(order, variant, method, iterations, tolerance, substeps, sweeps)
+    check_options(order, variant, method, iterations, tolerance, substeps)
     levels = [float(sigma) for sigma in sigmas]
     substeps = 1 if variant == "cheap" else substeps
     x = to_level(clean, sigmas[0], flow)
-    states = [InversionState(0, sigmas[0], x, 0.0)]
-    yield states[0]
+    yield InversionState(0, sigmas[0], x, 0.0)
     last = len(levels) - 1
     for index in range(1, len(levels)):
         sigma, sigma_next = sigmas[index - 1], sigmas[index]
@@ -137,43 +134,7 @@ def invert_dpm_solver(
             x, guess, denoise, sigma, sigma_next, slope, method, iterations, tolerance, flow
         )
         x = solved.x
-        state = InversionState(index, sigma_next, x, solved.residual, solved.iterations)
-        states.append(state)
-        yield state
-    for _ in range(sweeps if order == 2 and iterations else 0):
-        yield from sweep(denoise, states, method, iterations, tolerance, flow)
-
-
-def sweep(
-    denoise: Denoise,
-    states: list[InversionState],
-    method: str,
-    iterations: int,
-    tolerance: float,
-    flow: bool,
-) -> Iterator[InversionState]:
-    """Solve every step again, its history taken from the states there are; replace and yield them.
-
-    states: from clean to noisy, all of an inversion of order 2. The published inversion guesses
-    the noisier prediction that 2M remembers and keeps the guess; here it is that of the noisier
-    state of the sweep before, and the step's own prediction follows its latent. Sweeps that change
-    nothing have found the trajectory that sampling retraces.
-    """
-    x, last = states[0].x, len(states) - 1
-    for index in range(1, last + 1):
-        before, gain, slope = states[index], 1.0, 0.0
-        if 1 < index < last:
-            beyond = states[index + 1]
-            levels = (float(states[i].sigma) for i in (index + 1, index, index - 1))
-            share = 1 / (2 * ratio_of_steps(*levels, flow))
-            gain, slope = 1 + share, -share * denoise(beyond.x, beyond.sigma)
-        solved = solve_step(
-            x, before.x, denoise, states[index - 1].sigma, before.sigma, slope, method,
-            iterations, tolerance, flow, gain,
-        )  # fmt: skip
-        x, count = solved.x, before.iterations + solved.iterations
-        states[index] = InversionState(index, before.sigma, x, solved.residual, count)
-        yield states[index]
+        yield InversionState(index, sigma_next, x, solved.residual, solved.iterations)
 
 
 def walk_naively(
@@ -205,11 +166,9 @@ def solve_step(
     iterations: int,
     tolerance: float,
     flow: bool = False,
-    gain: float = 1.0,
 ) -> Solve:
-    """Find the noisier latent y whose sampling step F(y) is x.
+    """Find the noisier latent y whose sampling step F(y) = ratio y + weight (m(y) + slope) is x.
 
-    F(y) = ratio y + weight (gain m(y) + slope), m the data prediction.
     Iterates y <- y - rate (F(y) - x). "fixed-point" starts with rate 1 / ratio, "forward-step"
     with half a variance-preserving unit, ramped up over 20 iterations; both halve the rate where
     the residual grew, and both return the best y that was evaluated.
@@ -222,7 +181,7 @@ def solve_step(
         units = 1.0 if flow else math.sqrt((1 + float(sigma_next) ** 2) / (1 + float(sigma) ** 2))
         rate = min(rate, 0.5 * units)
     for count in range(1, iterations + 1):
-        error = ratio * y + weight * (gain * denoise(y, sigma_next) + slope) - x
+        error = ratio * y + weight * (denoise(y, sigma_next) + slope) - x
         residual = float(error.double().pow(2).flatten(1).mean(1).sqrt().max())
         grew = not residual < best.residual
         if not grew:
@@ -237,13 +196,7 @@ def solve_step(
 
 
 def check_options(
-    order: int,
-    variant: str,
-    method: str,
-    iterations: int,
-    tolerance: float,
-    substeps: int,
-    sweeps: int = 0,
+    order: int, variant: str, method: str, iterations: int, tolerance: float, substeps: int
 ) -> None:
     """Raise ScheduleError for options outside their range."""
     if order not in (1, 2):
@@ -252,8 +205,8 @@ def check_options(
         raise ScheduleError(f"variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if method not in METHODS:
         raise ScheduleError(f"method must be one of {', '.join(METHODS)}, got {method!r}")
-    if iterations < 0 or substeps < 1 or sweeps < 0 or not tolerance >= 0:
+    if iterations < 0 or substeps < 1 or not tolerance >= 0:
         raise ScheduleError(
-            "iterations, tolerance and sweeps must be at least 0 and substeps at least 1, got "
-            f"{iterations}, {tolerance}, {sweeps} and {substeps}"
+            "iterations and tolerance must be at least 0 and substeps at least 1, got "
+            f"{iterations}, {tolerance} and {substeps}"
         )

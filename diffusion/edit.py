@@ -34,17 +34,6 @@ AfterStep = Callable[[int, Tensor, Tensor | None, Tensor], Tensor]
 """(step, sigma_next, source, target) -> target; blends happen here, after the source is pinned."""
 
 
-class LayoutBranch(NamedTuple):
-    """A third branch, with the source's prompt and an attention of its own (InfEdit).
-
-    steps: at which it walks, without a gap; before them it is the source branch. see: is shown its
-    latent after each of its steps, before `after_step`.
-    """
-
-    steps: range
-    see: Callable[[Tensor], None]
-
-
 def edit(
     trajectory: Trajectory,
     denoise: Denoise,
@@ -55,7 +44,6 @@ def edit(
     after_step: AfterStep | None = None,
     before_step: AfterStep | None = None,
     initial: Tensor | None = None,
-    layout: LayoutBranch | None = None,
 ) -> Iterator[EditState]:
     """Yield a state after every step from the noisy end to the clean one.
 
@@ -64,7 +52,6 @@ def edit(
       one (None: for all); an exactly pinned one costs no prediction of its own.
     before_step: (step, sigma, source, target) -> target, before anything is predicted.
     initial: the target's first state, if it is not the trajectory's ("batch channels h w").
-    layout: a third branch; it starts on the source's latent and steps as the solver does.
     The order within a step is: guidance, solver step, pinning of the source, `after_step`
     (algorithms 20, rule 5).
     Raises: PlanError for a start outside the trajectory, DivergenceError for NaN or Inf.
@@ -80,7 +67,6 @@ def edit(
     check_needs(solver, trajectory.solver, memory)
     source: Tensor | None = trajectory.latents[steps - start_step].to(device)
     target = source if initial is None else initial.to(device)
-    beside: Tensor | None = None
     for step in range(start_step, steps):
         index = steps - step
         samples_source = (not rule.exact and step < source_until) or needs_source(solver)
@@ -90,9 +76,6 @@ def edit(
         branches = {"target": target}
         if source is not None:
             branches["source"] = source
-        if layout is not None and step in layout.steps:
-            branches["layout"] = source if beside is None else beside
-            wanted = (*wanted, "layout")
         memory["step"] = step
         stepped, denoised = solver.step(
             branches,
@@ -103,8 +86,6 @@ def edit(
         )
         target = stepped["target"]
         source = advance_source(trajectory, step, stepped.get("source"), device)
-        if (beside := stepped.get("layout")) is not None:
-            layout.see(beside)
         if after_step is not None:
             target = after_step(step, sigmas[index - 1], source, target)
         check_finite(target, step, steps)

@@ -7,7 +7,6 @@ import torch
 from torch import Tensor
 
 from .errors import ScheduleError
-from .midpoint import step_midpoint
 from .steps import REFINEMENTS, Denoise, rescale, step_invert_ddim
 
 
@@ -56,16 +55,11 @@ def invert_ddim(
     refine: fixed-point iterations per step on top of the Euler step (0 is plain DDIM inversion);
       with many of them the sampling steps lead back exactly.
     refine_method: "fixed-point" or "renoise" (averages predictions; see `steps`).
-    evaluate_at: as in `steps.step_invert_ddim`, or "midpoint" (see `midpoint`).
     Test: tests/diffusion/test_inversion.py
     """
     if refine_method not in REFINEMENTS:
         raise ScheduleError(
             f"refine_method must be one of {', '.join(REFINEMENTS)}, got {refine_method!r}"
-        )
-    if evaluate_at == "midpoint" and refine:
-        raise ScheduleError(
-            f"refine solves DDIM's steps, not the midpoint rule's; set refine to 0, got {refine}"
         )
     refine_step = REFINEMENTS[refine_method]
     x = to_level(clean, sigmas[0], flow)
@@ -74,10 +68,6 @@ def invert_ddim(
         sigma, sigma_next = sigmas[index - 1], sigmas[index]
         # the derivative does not exist at sigma 0: the first step asks at the next level
         rule = "next" if float(sigma) == 0 else evaluate_at
-        if rule == "midpoint":
-            x = step_midpoint(x, denoise, sigma, sigma_next)
-            yield InversionState(index, sigma_next, x, 0.0)
-            continue
         x_next = step_invert_ddim(x, denoise, sigma, sigma_next, evaluate_at=rule, flow=flow)
         x_next, residual = refine_step(x, x_next, denoise, sigma, sigma_next, refine)
         x = x_next

@@ -159,21 +159,19 @@ def optimise_step(
     learning_rate: float,
     threshold: float,
     step: int,
-    name: str = "null-text",
 ) -> tuple[Tensor, Tensor]:
-    """Return the embedding "batch ..." after one step's inner loop, its losses "inner batch"."""
+    """Return the embedding after one step's inner loop, and its losses "inner batch"."""
     adam, losses = Adam(), []
     active = torch.ones(len(embedding), dtype=torch.bool, device=embedding.device)
     for _ in range(inner_steps):
         loss, gradient = evaluate(embedding)
         if not bool(torch.isfinite(loss).all() and torch.isfinite(gradient).all()):
             raise DivergenceError(
-                f"the {name} loss became NaN or Inf at step {step + 1}: lower the learning "
+                f"the null-text loss became NaN or Inf at step {step + 1}: lower the learning "
                 "rate, or run the model in fp32 or bf16"
             )
         updated = adam.update(embedding, gradient, learning_rate)
-        going = active.reshape(-1, *[1] * (embedding.ndim - 1))
-        embedding = torch.where(going, updated, embedding)
+        embedding = torch.where(active[:, None, None], updated, embedding)
         losses.append(torch.where(active, loss, torch.nan).cpu())
         active = active & (loss >= threshold)
         if not bool(active.any()):

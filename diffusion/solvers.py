@@ -12,12 +12,11 @@ from .dpm_solver import DPMSolver
 from .edict import Edict
 from .edit_friendly import Replay
 from .errors import TrajectoryError
-from .midpoint import Midpoint
 from .steps import step_euler
 from .virtual import Virtual
 
 Branches = Mapping[str, Tensor]
-"""Latents by branch, "source", "target", "layout"; "batch channels height width" each."""
+"""Latents by branch, "source" and "target"; "batch channels height width" each."""
 
 GuidedDenoise = Callable[[Branches, Tensor], Branches]
 """(branches, sigma) -> guided denoised predictions, of the branches whose prediction is read."""
@@ -59,7 +58,6 @@ class Euler:
 
 SOLVERS: dict[str, Callable[[], Solver]] = {
     "euler": Euler,
-    "midpoint": Midpoint,
     "dpmpp_1": lambda: DPMSolver(1),
     "dpmpp_2m": lambda: DPMSolver(2),
     "edict": Edict,

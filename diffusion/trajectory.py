@@ -43,16 +43,6 @@ class NullRule(NamedTuple):
     entry: str = "negative"
 
 
-class ValueRule(NamedTuple):
-    """How an edit uses a trajectory's learned values (StyleDiffusion).
-
-    target: fraction of the steps, from the noisiest, in which the target branch uses them too; the
-    source branch always does. Half of them is what Ju et al. 2023 (arXiv:2310.01506) edit with.
-    """
-
-    target: float = 0.5
-
-
 class ModelFacts(NamedTuple):
     """What a trajectory has to know of the model that made it, to refuse another.
 
@@ -86,8 +76,6 @@ class _Fields(NamedTuple):
     extras: tuple[tuple[str, Tensor], ...]
     report: tuple[tuple[str, Any], ...]
     null_rule: NullRule
-    modulations: Tensor | None
-    value_rule: ValueRule
 
 
 class Trajectory(_Fields):
@@ -95,7 +83,7 @@ class Trajectory(_Fields):
 
     latents: "steps+1 batch channels height width", the host's internal latent scale, at `sigmas`.
     sigmas: "steps+1", increasing. clean: "batch channels height width", the LATENT as it came in.
-    labels: "next", "current" or "midpoint", under which level the network was asked (see `steps`).
+    labels: "next" or "current", the level under which the network was asked (see `steps`).
     solver: name in `solvers.SOLVERS`; the Edit-Sampler walks down with it.
     source, negative: the host's CONDITIONING of the source prompt (and of the inversion's
       negative prompt, if it used one); opaque here.
@@ -107,9 +95,6 @@ class Trajectory(_Fields):
       stay float64.
     report: pairs for people: seconds, row-forwards, residuals.
     null_rule: how the null embeddings are used.
-    modulations: "steps batch 2 tokens dim" or None; scale and shift of the prompt where it goes
-      into the values of cross-attention (StyleDiffusion), step 0 the noisiest.
-    value_rule: how the modulations are used.
     A tuple, so that the host's cache can weigh its tensors.
     Raises: TrajectoryError when shapes or levels do not fit together.
     """
@@ -133,8 +118,6 @@ class Trajectory(_Fields):
         extras: tuple[tuple[str, Tensor], ...] = (),
         report: tuple[tuple[str, Any], ...] = (),
         null_rule: NullRule = NullRule(),  # noqa: B008  frozen
-        modulations: Tensor | None = None,
-        value_rule: ValueRule = ValueRule(),  # noqa: B008  frozen
     ) -> "Trajectory":
         sigmas = check_grid(sigmas)
         if latents.ndim != 5 or len(latents) != len(sigmas):
@@ -149,15 +132,9 @@ class Trajectory(_Fields):
         if not bool(torch.isfinite(latents).all()):
             raise TrajectoryError("the trajectory contains NaN or Inf; repeat the inversion")
         steps = len(sigmas) - 1
-        by_step = {"null_embeddings": null_embeddings, "noises": noises,
-                   "modulations": modulations}
-        for name, tensor in by_step.items():
+        for name, tensor in (("null_embeddings", null_embeddings), ("noises", noises)):
             if tensor is not None and len(tensor) != steps:
                 raise TrajectoryError(f"{name} must have {steps} entries, got {len(tensor)}")
-        if modulations is not None and (modulations.ndim != 5 or modulations.shape[2] != 2):
-            raise TrajectoryError(
-                f"modulations must be [{steps} batch 2 tokens dim], got {list(modulations.shape)}"
-            )
         frozen = [_freeze(t) for t in (latents, sigmas, clean)]
         return super().__new__(
             cls,
@@ -174,8 +151,6 @@ class Trajectory(_Fields):
             tuple((name, _freeze(t, keep_double=True)) for name, t in extras),
             tuple(report),
             null_rule,
-            None if modulations is None else _freeze(modulations),
-            value_rule,
         )
 
     @property

@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 
 from .errors import RetraceError, TrajectoryError
-from .trajectory import ModelFacts, NullRule, SourceRule, Trajectory, ValueRule
+from .trajectory import ModelFacts, NullRule, SourceRule, Trajectory
 
 FORMAT, VERSION = "retrace-trajectory", "1"
 MAX_HEADER = 16 * 2**20
 FIELDS = ("latents", "sigmas", "clean")
-OPTIONAL = ("null_embeddings", "noises", "modulations")
+OPTIONAL = ("null_embeddings", "noises")
 EXTRA = "extras."
 SAFE = (str, int, float, bool, type(None))
 
@@ -44,7 +44,6 @@ def to_bytes(trajectory: Trajectory, package: str = "") -> bytes:
         "guidance_scale": trajectory.guidance_scale,
         "source_rule": trajectory.source_rule._asdict(),
         "null_rule": trajectory.null_rule._asdict(),
-        "value_rule": trajectory.value_rule._asdict(),
         "report": [[name, v] for name, v in trajectory.report if isinstance(v, SAFE)],
         "source": pack_value(trajectory.source, "source", tensors),
         "negative": pack_value(trajectory.negative, "negative", tensors),
@@ -137,7 +136,6 @@ def build(facts: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Trajectory
         guidance_scale=facts["guidance_scale"],
         source_rule=SourceRule(**facts["source_rule"]),
         null_rule=NullRule(**facts.get("null_rule", {})),
-        value_rule=ValueRule(**facts.get("value_rule", {})),
         extras=tuple((n[len(EXTRA) :], t) for n, t in tensors.items() if n.startswith(EXTRA)),
         report=tuple((name, value) for name, value in facts["report"]),
     )

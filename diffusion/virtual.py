@@ -39,12 +39,12 @@ def invert_virtually(
 
 
 class Virtual:
-    """Denoising diffusion consistent steps: branch = image + (its prediction - the source's).
+    """Denoising diffusion consistent steps: target = image + (its prediction - the source's).
 
     With eta 1 the paper's consistency correction cancels to this: the clean latent is moved by
     the difference of the two predictions and noised again with the step's shared noise.
-    Source: Xu et al. 2023 (InfEdit, arXiv:2312.04965), Alg. 2 with eta 1; the layout branch of
-    its attention control steps as the target does (Alg. 3).
+    Source: Xu et al. 2023 (InfEdit, arXiv:2312.04965), Alg. 2 with eta 1, without the mutual
+    branch of its attention control.
     Test: tests/diffusion/test_virtual.py::test_the_step_is_the_papers
     """
 
@@ -60,12 +60,12 @@ class Virtual:
         sigma_next: Tensor,
         memory: dict[str, Any],
     ) -> tuple[dict[str, Tensor], Mapping[str, Tensor]]:
-        """Return the branches after a step, and the clean latents they were noised from."""
+        """Return both branches after a step, and the clean latents they were noised from."""
         denoised = denoise(branches, sigma)
         clean, flow = memory["clean"], memory["flow"]
         images = {
-            name: clean if name == "source" else clean + (prediction - denoised["source"])
-            for name, prediction in denoised.items()
+            "source": clean,
+            "target": clean + (denoised["target"] - denoised["source"]),
         }
         if memory["step"] == memory["steps"] - 1:
             stepped = {name: to_level(x, sigma_next, flow) for name, x in images.items()}

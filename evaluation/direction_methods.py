@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 
 from ..attention.edit_direction import add_direction
@@ -11,7 +9,6 @@ from ..attention.map_guidance import AttentionGuidance
 from ..diffusion.trajectory import Trajectory
 from ..host.edit_direction import make_direction
 from .scenes import EditCase, caption, held_out_scenes
-from .scenes_bench import SWAPPED
 from .workbench import Method, Outcome, Workbench
 
 SENTENCES = 32
@@ -22,12 +19,8 @@ def sentence_sets(case: EditCase) -> tuple[list[str], list[str]]:
     """Write captions of other scenes with the case's word before and after the edit in its place.
 
     They have as many words as the case's caption, so that the tokens stand at the same places.
-    Where no single word is swapped the two captions themselves are the sets, as PnPInversion's
-    benchmark has it for all of its cases.
     """
     words = case.source_caption.split()
-    if case.attribute not in SWAPPED:
-        return [case.source_caption], [case.target_caption]
     place = next(
         i
         for i, (old, new) in enumerate(zip(words, case.target_caption.split(), strict=True))
@@ -62,25 +55,26 @@ def regularised(bench: Workbench) -> Trajectory:
     return bench.once("regularised", lambda: bench.invert(regularise="fixed"))
 
 
-def pix2pix_zero(
-    invert: Callable[[Workbench], Trajectory], guided: bool = True, pinned: bool = False
-) -> Method:
-    """Return the method: an inversion and the direction, with or without XAttn-Guidance."""
+def pix2pix_zero(invert, *controllers: AttentionGuidance, pinned: bool = False) -> Method:
+    """Return the method: an inversion, the direction, and controllers."""
 
     def method(bench: Workbench) -> Outcome:
         trajectory = invert(bench)
         if pinned:
             trajectory = bench.pinned(trajectory)
-        guidance = [AttentionGuidance(bench.settings.amount)] if guided else []
-        return bench.edit(trajectory, *guidance, positive=directed(bench))
+        return bench.edit(trajectory, *controllers, positive=directed(bench))
 
     return method
 
 
+GUIDANCE = AttentionGuidance(amount=0.1)
+
 DIRECTIONS: dict[str, Method] = {
-    "direction": pix2pix_zero(Workbench.ddim, guided=False),
-    "direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim),
-    "DirectInversion + direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim, pinned=True),
-    "pix2pix-zero (regularised inversion)": pix2pix_zero(regularised),
-    "DirectInversion + pix2pix-zero": pix2pix_zero(regularised, pinned=True),
+    "direction": pix2pix_zero(Workbench.ddim),
+    "direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim, GUIDANCE),
+    "DirectInversion + direction + XAttn-Guidance": pix2pix_zero(
+        Workbench.ddim, GUIDANCE, pinned=True
+    ),
+    "pix2pix-zero (regularised inversion)": pix2pix_zero(regularised, GUIDANCE),
+    "DirectInversion + pix2pix-zero": pix2pix_zero(regularised, GUIDANCE, pinned=True),
 }

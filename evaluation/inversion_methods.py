@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from ..attention.unified import UnifiedControl
 from ..diffusion.trajectory import Trajectory
 from ..host.inversion_dpm import invert_with_dpm_solver
 from ..host.inversion_exact import invert_with_edict, invert_with_noises, invert_without_model
@@ -13,7 +12,6 @@ from .workbench import Method, Outcome, Workbench
 PROXIMAL = {"mode": "soft", "quantile": 0.75, "both_rows": True, "rate": 1.0, "pull_until": 0.4,
             "dilate": 2}  # fmt: skip
 EDIT_FRIENDLY_SKIP = 0.24
-SWEEPS = 2
 
 
 def null_text(bench: Workbench) -> Trajectory:
@@ -61,14 +59,9 @@ def ddim(bench: Workbench) -> Trajectory:
 
 def dpm_solver(bench: Workbench) -> Trajectory:
     """Invert with DPM-Solver++ of second order, three fifths of the steps."""
-    return dpm_solver_swept(bench, 0)
-
-
-def dpm_solver_swept(bench: Workbench, sweeps: int = SWEEPS) -> Trajectory:
-    """Invert with DPM-Solver++ and solve all steps again, with the history found before."""
     steps = round(0.6 * bench.settings.steps)
-    return bench.once(f"dpm-solver {sweeps}", lambda: invert_with_dpm_solver(
-        bench.model, bench.source, bench.latent, steps=steps, sweeps=sweeps
+    return bench.once("dpm-solver", lambda: invert_with_dpm_solver(
+        bench.model, bench.source, bench.latent, steps=steps
     )[0])  # fmt: skip
 
 
@@ -109,17 +102,6 @@ def virtual(bench: Workbench) -> Trajectory:
     )[0])  # fmt: skip
 
 
-def virtual_unified(bench: Workbench) -> Outcome:
-    """InfEdit as published: virtual inversion with its own unified attention control."""
-    return bench.edit(virtual(bench), UnifiedControl(bench.prompts), reconstruct=True)
-
-
-def direct_skipped_p2p(bench: Workbench) -> Outcome:
-    """Direct Inversion + Prompt-to-Prompt, without the steps that edit-friendly DDPM leaves out."""
-    skipped = int(EDIT_FRIENDLY_SKIP * bench.settings.steps)
-    return bench.edit(bench.pinned(bench.ddim()), bench.p2p(), start_step=skipped)
-
-
 def direct_dpm_solver_p2p(bench: Workbench) -> Outcome:
     """DPM-Solver++ with Direct Inversion + Prompt-to-Prompt."""
     return bench.edit(bench.pinned(dpm_solver(bench)), bench.p2p())
@@ -134,16 +116,13 @@ INVERSIONS: dict[str, Method] = {
     "DPM-Solver++ (30) + DirectInversion + P2P": direct_dpm_solver_p2p,
     "EDICT + P2P": with_p2p(edict),
     "edit-friendly DDPM + P2P": edit_friendly_p2p,
-    "DirectInversion + P2P, last 38 steps": direct_skipped_p2p,
     "InfEdit (12) + P2P": with_p2p(virtual),
-    "InfEdit (12) + UAC": virtual_unified,
 }
 
 ROUND_TRIPS: dict[str, Method] = {
     "DDIM (50)": round_trip(ddim),
     "DDIM (50), refined 5 times a step": round_trip(refined),
     "DPM-Solver++ (30)": round_trip(dpm_solver),
-    "DPM-Solver++ (30), swept twice": round_trip(dpm_solver_swept),
     "EDICT (40 of 50)": round_trip(edict_plain),
     "edit-friendly DDPM (50)": round_trip(edit_friendly),
 }

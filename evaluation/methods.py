@@ -6,7 +6,6 @@ from ..attention.local_blend import LocalBlend
 from ..attention.masactrl import MasaCtrl
 from ..attention.plug_and_play import PlugAndPlay
 from .direction_methods import DIRECTIONS
-from .dit_methods import DIT
 from .inversion_methods import INVERSIONS, ROUND_TRIPS
 from .workbench import Method, Outcome, Workbench
 
@@ -84,6 +83,5 @@ METHODS: dict[str, Method] = {
     "DirectInversion + PnP": direct_plug_and_play,
     **INVERSIONS,
     **DIRECTIONS,
-    **DIT,
     **ROUND_TRIPS,
 }

@@ -27,7 +27,6 @@ class Score:
     look: levels (RGB distance) between the edited object's colour and what the source's has, where
     the edit leaves colours alone; nan elsewhere.
     rows: row-forwards of inversion and edit; seconds: both together.
-    published_mse, published_ssim: of what must stay, in the published convention.
     """
 
     method: str
@@ -44,8 +43,6 @@ class Score:
     look: float
     rows: tuple[int, int]
     seconds: float
-    published_mse: float = float("nan")
-    published_ssim: float = float("nan")
 
 
 def score_batch(
@@ -94,8 +91,6 @@ def score_batch(
                 look=look_error(edited[i].numpy(), case),
                 rows=rows,
                 seconds=seconds,
-                published_mse=float(published.mse[i]),
-                published_ssim=float(published.ssim[i]),
             )
         )
     return scores
@@ -136,7 +131,6 @@ def to_pictures(images: Sequence[np.ndarray]) -> Tensor:
 
 MEANS = (
     "keep", "keep_published", "keep_ssim", "exact", "reconstruction", "latent", "seconds",
-    "published_mse", "published_ssim",
 )  # fmt: skip
 
 
@@ -157,8 +151,6 @@ class Summary:
     look: float
     rows: tuple[int, int]
     seconds: float
-    published_mse: float
-    published_ssim: float
 
 
 def summarise(scores: Sequence[Score]) -> list[Summary]:

@@ -2,16 +2,13 @@
 
 from dataclasses import dataclass
 
-from ..attention.dit4edit import CROSS_FROM, SELF_FROM
-
 
 @dataclass(frozen=True)
 class Settings:
     """One set of parameters for every method that is compared.
 
     cross, self_: fractions of the steps of Prompt-to-Prompt's windows. blend: LocalBlend's
-    threshold. amount: of XAttn-Guidance. cross_from, self_from: depths of unified control, whose
-    switch is `self_`.
+    threshold.
     """
 
     steps: int = 50
@@ -19,6 +16,3 @@ class Settings:
     cross: float = 0.6
     self_: float = 0.4
     blend: float = 0.3
-    amount: float = 0.1
-    cross_from: float = CROSS_FROM
-    self_from: float = SELF_FROM

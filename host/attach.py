@@ -12,7 +12,6 @@ from ..attention.run import EditRun
 from ..attention.sites import ResidualBlock, Site
 from ..diffusion.errors import HostError
 from .guider import ACTIVE
-from .pixart import is_pixart, pixart_hooks
 
 
 def attach_unet(model_options: dict, run: EditRun) -> dict:
@@ -43,20 +42,6 @@ def attach_unet(model_options: dict, run: EditRun) -> dict:
     transformer["patches"], transformer["patches_replace"] = patches, replaces
     options["transformer_options"] = transformer
     return options
-
-
-def attach(model_options: dict, network: torch.nn.Module, run: EditRun) -> dict:
-    """Return model options with a run's hooks; of a UNet only, others are hooked in place."""
-    return model_options if is_pixart(network) else attach_unet(model_options, run)
-
-
-@contextmanager
-def network_hooks(network: torch.nn.Module, run: EditRun) -> Iterator[None]:
-    """Let a run act where the host's options do not reach, for the length of a with block."""
-    with residual_hooks(network, run), ExitStack() as stack:
-        if is_pixart(network):
-            stack.enter_context(pixart_hooks(network, run))
-        yield
 
 
 def self_patch(run: EditRun) -> Callable:

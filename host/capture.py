@@ -29,13 +29,10 @@ from ..attention.store import (
 from ..attention.windows import Window, check_window, window_steps
 from ..diffusion.errors import BlockSelectionError, HostError, PlanError, TrajectoryError
 from ..diffusion.trajectory import Trajectory
-from .attach import attach, network_hooks, residual_layer
+from .attach import attach_unet, residual_hooks, residual_layer
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
-from .merging import Merging
 from .model import attention_sites, check_model
-from .pixart import is_pixart, pixart_shapes
-from .value_inputs import with_values
 
 ROWS_PER_PASS = 8
 """Most rows of one model call; less where memory is short."""
@@ -56,10 +53,9 @@ class CaptureSampler(comfy.samplers.Sampler):
 
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
-        network = self.guider.inner_model.diffusion_model
-        options = attach(extra_args["model_options"], network, self.run)
+        options = attach_unet(extra_args["model_options"], self.run)
         steps = self.run.recorder.spec.steps
-        with network_hooks(network, self.run):
+        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
             for start in range(0, len(steps), self.per_pass):
                 check_interrupted()
                 self.evaluate(steps[start : start + self.per_pass], noise.device, options)
@@ -77,9 +73,6 @@ class CaptureSampler(comfy.samplers.Sampler):
         rows = [Rows(SOURCE_COND, "source", x)]
         if "uncond" in spec.halves:
             rows.append(self.uncond_rows(x, steps))
-        if trajectory.modulations is not None:
-            changed = trajectory.modulations[list(steps)].flatten(0, 1).to(device)
-            options = with_values(options, {SOURCE_COND: changed})
         self.run.begin_steps(steps, RowLayout(tuple(row.role for row in rows), len(x)))
         self.guider.denoise_rows(rows, sigmas, options)
         self.run.end()
@@ -124,7 +117,7 @@ def capture_attention(
     conds = {"source": trajectory.source}
     if negative is not None:
         conds["negative"] = negative
-    guider = RowGuider(model, conds, trajectory.sigmas)
+    guider = RowGuider(model, conds)
     recorder = Recorder(spec, place, device=model.load_device, folder=folder)
     facts = RunFacts(
         steps=trajectory.steps,
@@ -221,12 +214,10 @@ def injected_feature(
 
 
 def site_shapes(model: Any) -> dict[Site, SiteShape]:
-    """Return the widths of a model's attention layers, read from the live modules."""
-    network, sites = model.get_model_object("diffusion_model"), attention_sites(model)
-    if is_pixart(network):
-        return pixart_shapes(network, sites)
+    """Return the widths of a UNet's attention layers, read from the live modules."""
+    network = model.get_model_object("diffusion_model")
     shapes = {}
-    for site in sites:
+    for site in attention_sites(model):
         if site.stage == "middle":
             layers = network.middle_block
         else:
@@ -241,8 +232,6 @@ def site_shapes(model: Any) -> dict[Site, SiteShape]:
 
 def steps_per_pass(model: Any, trajectory: Trajectory, halves: int) -> int:
     """Return how many steps fit one model call, at least one."""
-    if Merging.of(model).layers:
-        return 1  # a matching belongs to one step
     images, *shape = trajectory.clean.shape
     free = comfy.model_management.get_free_memory(model.load_device)
     steps = max(ROWS_PER_PASS // (images * halves), 1)
@@ -267,8 +256,7 @@ def conditioning_tensors(conditioning: list) -> list[Tensor]:
 def source_fingerprint(trajectory: Trajectory) -> str:
     """Return the name of a trajectory's states, levels and source prompt."""
     prompt = conditioning_tensors(trajectory.source)
-    learned = [] if trajectory.modulations is None else [trajectory.modulations]
-    return fingerprint([trajectory.latents, trajectory.sigmas, *prompt, *learned])
+    return fingerprint([trajectory.latents, trajectory.sigmas, *prompt])
 
 
 def negative_fingerprint(trajectory: Trajectory, negative: list) -> str:

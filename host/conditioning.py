@@ -2,7 +2,6 @@
 
 import uuid
 from collections.abc import Sequence
-from math import lcm
 from typing import Any
 
 import comfy.conds
@@ -10,9 +9,6 @@ import torch
 from torch import Tensor
 
 from ..diffusion.errors import HostError
-
-MOST_TOKENS = 16384
-"""Longest text that prompts of different lengths may be repeated to."""
 
 
 def check_conditioning(name: str, conditioning: Any) -> None:
@@ -56,13 +52,10 @@ def merge_entries(
     entries: Sequence[dict],
     images: int,
     embeddings: Sequence[Tensor | None],
-    repeat_text: bool = False,
 ) -> dict:
     """Return one cond entry whose rows are those of `entries`, `images` rows each, in order.
 
     embeddings: "images-or-1 tokens dim" or None per entry; replaces the entry's text embedding.
-    repeat_text: the text is read by cross-attention only, so texts of different lengths may be
-      repeated to one length.
     Raises: HostError when the entries cannot ride in one batch.
     """
     columns: dict[str, list] = {}
@@ -81,8 +74,6 @@ def merge_entries(
     for key, column in columns.items():
         if len(column) != len(entries):
             raise HostError(f"only some of {', '.join(names)} carry {key!r}; make them alike")
-        if repeat_text and key == "c_crossattn":
-            column = repeated(names, column)
         first, others = column[0], column[1:]
         if not all(first.can_concat(other) for other in others):
             raise HostError(
@@ -102,25 +93,6 @@ def merge_entries(
     if any(control is not None for control in controls):
         result["control"] = RowControl(controls, images)
     return result
-
-
-def repeated(names: Sequence[str], column: Sequence[Any]) -> list[Any]:
-    """Return text conds repeated to their lengths' least common multiple.
-
-    Attention over keys that are all repeated as often is the attention over the keys themselves.
-    Raises: HostError when that would be too long.
-    """
-    lengths = [cond.cond.shape[1] for cond in column]
-    length = lcm(*lengths)
-    if length > MOST_TOKENS:
-        raise HostError(
-            f"{', '.join(names)} have {', '.join(map(str, lengths))} tokens, which together would "
-            f"need {length}: shorten a prompt, or give two of them the same length"
-        )
-    return [
-        comfy.conds.CONDRegular(cond.cond.repeat(1, length // own, 1))
-        for cond, own in zip(column, lengths, strict=True)
-    ]
 
 
 class RowControl:

@@ -12,8 +12,6 @@ from torch import Tensor
 
 from ..attention.plan import EditPlan, RunFacts
 from ..attention.rows import (
-    LAYOUT_COND,
-    LAYOUT_UNCOND,
     SOURCE_COND,
     SOURCE_UNCOND,
     TARGET_COND,
@@ -23,56 +21,59 @@ from ..attention.rows import (
 )
 from ..attention.run import EditRun
 from ..attention.store import AttentionStore
-from ..attention.windows import window_steps
-from ..diffusion.edit import LayoutBranch, edit
+from ..diffusion.edit import edit
 from ..diffusion.errors import LatentError, PlanError, TrajectoryError
 from ..diffusion.inversion import from_level
 from ..diffusion.solvers import Branches, replays
 from ..diffusion.trajectory import Trajectory
-from .attach import attach, foreign_self, network_hooks
+from .attach import attach_unet, foreign_self, residual_hooks
 from .capture import check_store
 from .conditioning import check_conditioning, single_entry
 from .guider import RowGuider, Rows, check_interrupted
 from .inversion import run_guider
 from .map_guidance import MapPuller
 from .model import attention_sites, check_model
-from .plans import PLAN as PLAN
-from .plans import get_plan
-from .plans import with_controller as with_controller
-from .value_inputs import with_values
+
+PLAN = "retrace_plan"
+"""Key in transformer_options under which controller nodes leave the frozen EditPlan."""
 
 PIXELS_PER_LATENT = 8
 """Image pixels per side of a latent's pixel, where the host's latent format does not say."""
 
 log = logging.getLogger(__name__)
 
-ROW_ORDER = (
-    TARGET_UNCOND, SOURCE_UNCOND, LAYOUT_UNCOND, SOURCE_COND, LAYOUT_COND, TARGET_COND
-)
+ROW_ORDER = (TARGET_UNCOND, SOURCE_UNCOND, SOURCE_COND, TARGET_COND)
 
 CONDS = {
     SOURCE_COND: "source",
     SOURCE_UNCOND: "negative",
     TARGET_COND: "positive",
     TARGET_UNCOND: "negative",
-    LAYOUT_COND: "source",
-    LAYOUT_UNCOND: "negative",
 }
 
 
 class EditResult(NamedTuple):
-    """Edited and source LATENT samples, masks [batch height width] in pixels, the report.
-
-    mask: where the edit could act. foreground_source, foreground_target: what MasaCtrl's masks
-    were at the last step; ones without such masks.
-    """
+    """Edited and source LATENT samples, the mask [batch height width] in pixels, the report."""
 
     edited: Tensor
     source: Tensor
     mask: Tensor
     report: dict[str, Any]
-    foreground_source: Tensor
-    foreground_target: Tensor
+
+
+def get_plan(model: Any) -> EditPlan:
+    """Return the plan that controller nodes left on a MODEL (an empty one if there is none)."""
+    return model.model_options.get("transformer_options", {}).get(PLAN, EditPlan())
+
+
+def with_controller(model: Any, controller: Any, store: AttentionStore | None = None) -> Any:
+    """Return a clone of a MODEL that carries one controller more, and recorded attention."""
+    clone = model.clone()
+    plan = get_plan(model).with_controller(controller)
+    if store is not None:
+        plan = plan.with_store(store)
+    clone.model_options["transformer_options"][PLAN] = plan
+    return clone
 
 
 class EditSampler(comfy.samplers.Sampler):
@@ -99,16 +100,15 @@ class EditSampler(comfy.samplers.Sampler):
     def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
                denoise_mask=None, disable_pbar=False):
         plain = extra_args["model_options"]
-        network = self.guider.inner_model.diffusion_model
-        options = attach(plain, network, self.run) if self.run.facts.sites else plain
+        options = attach_unet(plain, self.run) if self.run.facts.sites else plain
         trajectory, start = self.trajectory, self.run.facts.start_step
         total = trajectory.steps - start
 
         def denoise(x: Branches, sigma: Tensor, step: int, wanted: Collection[str]) -> Branches:
             check_interrupted()
-            return self.denoise(x, sigma, step, wanted, self.learned(step, options))
+            return self.denoise(x, sigma, step, wanted, options)
 
-        with network_hooks(network, self.run):
+        with residual_hooks(self.guider.inner_model.diffusion_model, self.run):
             for state in edit(
                 trajectory,
                 denoise,
@@ -116,10 +116,7 @@ class EditSampler(comfy.samplers.Sampler):
                 start_step=start,
                 source_until=self.source_until,
                 after_step=self.after_step,
-                before_step=lambda step, *reached: self.before_step(
-                    step, *reached, self.learned(step, plain)
-                ),
-                layout=LayoutBranch(self.run.layout_steps, self.run.see_layout),
+                before_step=lambda *reached: self.before_step(*reached, plain),
             ):
                 if callback is not None:
                     callback(state.step - start, state.denoised, state.target, total)
@@ -137,9 +134,6 @@ class EditSampler(comfy.samplers.Sampler):
             own_null = branch == "source" and self.unguided_source(step, sigma)
             if self.scale(branch) != 1 and not own_null:
                 roles.add(Role(branch, "uncond"))
-        if "layout" in wanted:  # its attention looks at both others' rows of its halves
-            halves = {role.half for role in roles if role.branch == "layout"}
-            roles |= {Role(branch, half) for branch in ("source", "target") for half in halves}
         rows = [
             self.row(role, self.own.get(role, x[role.branch]), step)
             for role in ROW_ORDER
@@ -176,29 +170,12 @@ class EditSampler(comfy.samplers.Sampler):
         for guidance in self.run.map_guidances(step):
             if source is None:
                 raise PlanError("XAttn-Guidance needs the source branch, which has ended")
-            recorded = self.run.recorded_maps(step, guidance.weights, target)
-            target = self.puller.pull(
-                self, guidance, step, sigma, source, target, options, recorded
-            )
+            target = self.puller.pull(self, guidance, step, sigma, source, target, options)
         return target
 
-    def learned(self, step: int, options: dict) -> dict:
-        """Return options under which the trajectory's learned values of a step act."""
-        learned, rule = self.trajectory.modulations, self.trajectory.value_rule
-        if learned is None:
-            return options
-        changed = learned[step].to(self.guider.model_patcher.load_device)
-        roles = [SOURCE_COND]
-        if step in window_steps((0.0, rule.target), self.trajectory.steps):
-            roles.append(TARGET_COND)
-        return with_values(options, dict.fromkeys(roles, changed))
-
     def scale(self, branch: str) -> float:
-        """Return a branch's guidance scale; a source that replays its inversion keeps its own.
-
-        The layout branch is guided as the source is.
-        """
-        own = branch != "target" and self.replays
+        """Return a branch's guidance scale; a source that replays its inversion keeps its own."""
+        own = branch == "source" and self.replays
         return self.trajectory.guidance_scale if own else self.cfg
 
     def row(self, role: Role, x: Tensor, step: int) -> Rows:
@@ -275,7 +252,7 @@ def run_edit(
     needs_source = reconstruct or latent_mask is not None or run.blends
     last_read = max(run.last_source_step(), run.last_guided_step())
     source_until = trajectory.steps if needs_source else last_read + 1
-    guider = RowGuider(model, conds, trajectory.sigmas)
+    guider = RowGuider(model, conds)
     sampler = EditSampler(
         guider, trajectory, run, cfg=cfg, source_until=source_until, mask=latent_mask
     )
@@ -294,13 +271,11 @@ def run_edit(
         "prediction": facts.prediction,
         **sampler.puller.report(),
         **shared_layers(model, run),
-        **guider.merging.report(),
     }
     acted = run.mask(latent_mask)
     if run.blends:
         report["blend_area"] = blend_area(acted)
-    foregrounds = (to_image_size(model, mask) for mask in run.foregrounds())
-    return EditResult(edited, source, to_image_size(model, acted), report, *foregrounds)
+    return EditResult(edited, source, to_image_size(model, acted), report)
 
 
 def shared_layers(model: Any, run: EditRun) -> dict[str, str]:

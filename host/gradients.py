@@ -12,11 +12,9 @@ import torch
 import torch.utils.checkpoint
 from torch import Tensor, nn
 
-from .pixart import attending_with
-
 CHECKPOINTING = ("auto", "always", "never")
 
-BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock", "PixArtMSBlock"})
+BLOCKS = frozenset({"ResBlock", "BasicTransformerBlock"})
 """Classes of the host's blocks whose activations can be recomputed: their forward is pure."""
 
 NOT_DIFFERENTIABLE = frozenset({"attention_sage", "attention_flash", "attention_sub_quad"})
@@ -157,11 +155,7 @@ class GradientRun:
 @contextmanager
 def gradient_run(*models: Any, mode: str = "auto") -> Iterator[GradientRun]:
     """Open `gradients` on the models and yield a GradientRun."""
-    attention = comfy.ldm.modules.attention
     with gradients(*models), ExitStack() as stack:
-        if attention.optimized_attention.__name__ in NOT_DIFFERENTIABLE:
-            layers = all_modules(models)
-            stack.enter_context(attending_with(attention.attention_pytorch, layers))
         yield GradientRun(models, mode, stack)
 
 

@@ -11,12 +11,11 @@ from torch import Tensor
 
 from ..attention.rows import Role, RowLayout
 from .conditioning import merge_entries, single_entry
-from .merging import Merging
-from .merging_pixart import merging_layers
-from .pixart import is_pixart
-from .plans import ACTIVE
 
 APPLY_MODEL = comfy.patcher_extension.WrappersMP.APPLY_MODEL
+
+ACTIVE = "retrace_rows"
+"""Key in transformer_options that marks the diffusion model's own call (not a ControlNet's)."""
 
 
 class Rows(NamedTuple):
@@ -29,18 +28,11 @@ class Rows(NamedTuple):
 
 
 class RowGuider(comfy.samplers.CFGGuider):
-    """CFGGuider whose conds have names; model loading, hooks and clean-up stay the host's.
+    """CFGGuider whose conds have names; model loading, hooks and clean-up stay the host's."""
 
-    Tokens are merged in every call where the model carries PatchMerge.
-    """
-
-    def __init__(
-        self, model: Any, conditionings: Mapping[str, list], grid: Tensor | None = None
-    ) -> None:
-        """grid: all levels of the run's trajectory, increasing; windows are fractions of it."""
+    def __init__(self, model: Any, conditionings: Mapping[str, list]) -> None:
         super().__init__(model)
         self.inner_set_conds(dict(conditionings))
-        self.merging = Merging.of(model, grid)
         self.row_forwards = 0
         self.calls = 0
 
@@ -56,21 +48,15 @@ class RowGuider(comfy.samplers.CFGGuider):
         layout = RowLayout(tuple(row.role for row in rows), images)
         names = [row.cond for row in rows]
         entries = [single_entry(name, self.conds[name], sigma.flatten()[0]) for name in names]
-        merged = merge_entries(
-            names, entries, images, [row.embedding for row in rows],
-            repeat_text=is_pixart(self.inner_model.diffusion_model),
-        )
+        merged = merge_entries(names, entries, images, [row.embedding for row in rows])
         x = torch.cat([row.x for row in rows])
-        options, call = self.merging.attach(model_options, layout, sigma, x)
-        with merging_layers(self.inner_model.diffusion_model, call):
-            out = comfy.samplers.calc_cond_batch(
-                self.inner_model,
-                [[merged]],
-                x,
-                sigma.to(x).expand(images).repeat(len(rows)),
-                with_layout(options, layout),
-            )[0]
-        self.merging.note(call)
+        out = comfy.samplers.calc_cond_batch(
+            self.inner_model,
+            [[merged]],
+            x,
+            sigma.to(x).expand(images).repeat(len(rows)),
+            with_layout(model_options, layout),
+        )[0]
         self.row_forwards += layout.rows
         self.calls += 1
         return {row.role: out[layout.slice(row.role)] for row in rows}

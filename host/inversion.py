@@ -18,7 +18,7 @@ from ..diffusion.steps import REFINEMENTS, Denoise
 from ..diffusion.trajectory import Trajectory
 from .conditioning import check_conditioning
 from .guider import RowGuider, Rows, check_interrupted
-from .model import check_latent, check_size, make_grid, model_facts
+from .model import check_latent, make_grid, model_facts
 
 __all__ = ["REFINEMENTS", "REGULARISATIONS", "invert", "run_guider", "run_inversion"]
 
@@ -120,11 +120,7 @@ def invert(
             refine_method=refine_method, flow=facts.flow,
         )
 
-    midpoint = evaluate_at == "midpoint"
-    walk = Walk(
-        "midpoint rule" if midpoint else "DDIM", inverter,
-        solver="midpoint" if midpoint else "euler", labels=evaluate_at,
-    )  # fmt: skip
+    walk = Walk("DDIM", inverter, labels=evaluate_at)
     return run_inversion(model, positive, latent, grid, walk, cfg=cfg, negative=negative)
 
 
@@ -145,13 +141,12 @@ def run_inversion(
     """
     facts = model_facts(model)
     clean = check_latent(latent, facts)
-    check_size(model, clean)
     check_conditioning("positive", positive)
     conds = {"positive": positive}
     if cfg != 1:
         check_conditioning("negative", negative)
         conds["negative"] = negative
-    guider = RowGuider(model, conds, grid)
+    guider = RowGuider(model, conds)
     sampler = InversionSampler(guider, walk.inverter, cfg)
     started = time.perf_counter()
     noise = run_guider(guider, clean, sampler, grid)
@@ -176,7 +171,6 @@ def run_inversion(
             ("seconds", time.perf_counter() - started),
             ("residual", max(state.residual for state in states)),
             *(convergence(states) if iterations else ()),
-            *guider.merging.report().items(),
         ),
     )
     return trajectory, noise, grid.flip(0)

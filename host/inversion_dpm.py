@@ -27,20 +27,19 @@ def invert_with_dpm_solver(
     method: str = "fixed-point",
     negative: list | None = None,
     sigmas: Tensor | None = None,
-    sweeps: int = 0,
 ) -> tuple[Trajectory, Tensor, Tensor]:
     """Invert a LATENT with DPM-Solver++; return as `inversion.invert` does.
 
     Options: see `diffusion.dpm_solver.invert_dpm_solver`.
     Raises: RetraceError before any work when the input is wrong.
     """
-    check_options(order, variant, method, iterations, tolerance, 1, sweeps)
+    check_options(order, variant, method, iterations, tolerance, 1)
     facts, grid = model_facts(model), make_grid(model, schedule, steps, sigmas)
     walk = Walk(
         f"DPM-Solver++ {order} ({variant + ', ' if order == 2 else ''}{method})",
         lambda denoise, x, levels: invert_dpm_solver(
             denoise, x, levels, order=order, variant=variant, method=method,
-            iterations=iterations, tolerance=tolerance, sweeps=sweeps, flow=facts.flow,
+            iterations=iterations, tolerance=tolerance, flow=facts.flow,
         ),
         solver="dpmpp_2m" if order == 2 else "dpmpp_1",
     )

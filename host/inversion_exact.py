@@ -14,7 +14,7 @@ from ..diffusion.trajectory import Trajectory
 from ..diffusion.virtual import invert_virtually
 from .conditioning import check_conditioning
 from .inversion import Walk, run_inversion
-from .model import check_latent, check_size, discrete_sigmas, make_grid, model_facts
+from .model import check_latent, discrete_sigmas, make_grid, model_facts
 
 __all__ = ["KINDS", "invert_with_edict", "invert_with_noises", "invert_without_model"]
 
@@ -122,7 +122,6 @@ def invert_without_model(
     started = time.perf_counter()
     facts = model_facts(model)
     clean = check_latent(latent, facts)
-    check_size(model, clean)
     check_conditioning("positive", positive)
     grid = make_grid(model, schedule, steps, sigmas)
     inner = model.model.process_latent_in(clean).to("cpu", torch.float32)

@@ -1,7 +1,6 @@
 """Gradients of cross-attention maps with respect to the target's latent, on the host's model."""
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +20,6 @@ from ..diffusion.errors import HostError, PlanError
 from ..diffusion.null_text import loss_gradient
 from .gradients import differentiable, gradient_run, guided_models, loss_scale
 from .guider import ACTIVE, RowGuider, Rows, check_interrupted
-from .pixart import is_pixart, watched_maps
 
 PAIRS = ((SOURCE_COND, TARGET_COND),)
 PUBLISHED_PAIRS = ((SOURCE_UNCOND, TARGET_UNCOND), *PAIRS)
@@ -44,14 +42,11 @@ class MapPuller:
         source: Tensor,
         target: Tensor,
         options: dict,
-        recorded: dict[Site, Tensor] | None = None,
     ) -> Tensor:
         """Return the target after one step against the gradient of the maps' distance.
 
         The step is amount times the gradient with respect to z = x / sqrt(1 + sigma^2), as
         published. Leaves rows' own latents in `sampler.own` in the published mode.
-        recorded: the source's maps, "images heads queries keys" by layer; its rows are not
-          evaluated then.
         Raises: DivergenceError when the step is not finite or longer than the latent.
         """
         check_interrupted()
@@ -68,7 +63,6 @@ class MapPuller:
             options,
             guidance.weights,
             mode,
-            recorded,
         )
         self.out_of_memory |= checkpointed and mode == "auto"
         scale = 1.0 if sampler.trajectory.model.flow else float(1 + sigma**2)
@@ -103,29 +97,23 @@ def map_gradients(
     options: dict,
     weights: dict[Site, float],
     mode: str,
-    recorded: dict[Site, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Role, Tensor], bool]:
     """Return the maps' distance per image, its gradient with respect to each target row's latent
     by role (float32), and whether checkpointing was used.
 
     pairs: (source row, target row) whose maps are compared. Source rows run without gradients.
-    recorded: the maps of the first rows of all pairs, which are then not evaluated.
     Controllers do not act here: the maps are the ones the prompts make by themselves.
     """
-    models, network = guided_models(guider), guider.inner_model.diffusion_model
+    models = guided_models(guider)
     with gradient_run(*models, mode=mode) as run:
         options = differentiable(options)
         level = sigma.clone()
         images = len(pairs[0][1].x)
         sources, targets = ([copy_row(pair[i]) for pair in pairs] for i in (0, 1))
-        wanted: dict[Site, Tensor] = recorded or {}
-        if not wanted:
-            with torch.no_grad():
-                def remember(site: Site, found: Tensor) -> None:
-                    wanted[site] = found
-
-                with looking(network, options, weights, remember) as look:
-                    guider.denoise_rows(sources, level, look)
+        wanted: dict[Site, Tensor] = {}
+        with torch.no_grad():
+            look = recording(options, weights, lambda site, found: wanted.update({site: found}))
+            guider.denoise_rows(sources, level, look)
         missed = set(weights) - set(wanted)
         if missed:
             raise HostError(
@@ -144,8 +132,7 @@ def map_gradients(
             rows = [
                 row._replace(x=x) for row, x in zip(targets, leaf.chunk(len(targets)), strict=True)
             ]
-            with looking(network, options, weights, compare) as look:
-                guider.denoise_rows(rows, level, look)
+            guider.denoise_rows(rows, level, recording(options, weights, compare))
             return total(list(parts.values()))
 
         leaf = torch.cat([row.x for row in targets])
@@ -160,25 +147,6 @@ def copy_row(row: Rows) -> Rows:
     """Return a row whose tensors were not made in inference mode."""
     embedding = None if row.embedding is None else row.embedding.clone()
     return row._replace(x=row.x.clone(), embedding=embedding)
-
-
-@contextmanager
-def looking(
-    network: torch.nn.Module,
-    options: dict,
-    weights: dict[Site, float],
-    take: Callable[[Site, Tensor], None],
-) -> Iterator[dict]:
-    """Yield model options under which `take` gets the map of each cross-attention in `weights`."""
-    if not is_pixart(network):
-        yield recording(options, weights, take)
-        return
-
-    def hand(site: Site, q: Tensor, k: Tensor, heads: int) -> None:
-        take(site, cross_map(q, k, heads))
-
-    with watched_maps(network, weights, hand):
-        yield options
 
 
 def recording(

@@ -12,7 +12,6 @@ from ..attention.sites import Site
 from ..diffusion.errors import HostError, LatentError, ScheduleError, TrajectoryError
 from ..diffusion.schedule import check_grid, leading_sigmas
 from ..diffusion.trajectory import ModelFacts, Trajectory
-from .pixart import check_pixart_size, is_pixart, pixart_sites
 
 PREDICTIONS = {"EPS": "eps", "V_PREDICTION": "v", "FLOW": "flow", "FLUX": "flow"}
 
@@ -87,13 +86,6 @@ def check_latent(latent: dict, facts: ModelFacts) -> Tensor:
     return samples.detach().to("cpu", torch.float32)
 
 
-def check_size(model: Any, clean: Tensor) -> None:
-    """Raise LatentError for a latent whose size the model's family cannot take."""
-    network = model.get_model_object("diffusion_model")
-    if is_pixart(network):
-        check_pixart_size(network, *clean.shape[2:])
-
-
 def make_grid(model: Any, schedule: str, steps: int, sigmas: Tensor | None = None) -> Tensor:
     """Return the noise levels of a run, increasing "steps+1".
 
@@ -157,10 +149,7 @@ def attention_sites(model: Any) -> tuple[Site, ...]:
     network = model.get_model_object("diffusion_model")
     if hasattr(network, "input_blocks") and hasattr(network, "output_blocks"):
         return unet_sites(network)
-    if is_pixart(network):
-        return pixart_sites(network)
     raise HostError(
         f"attention control does not support {type(network).__name__} yet; supported are UNets "
-        "(SD1.5, SD2.x, SDXL) and PixArt (alpha, Sigma). Without a controller the Edit-Sampler "
-        "works with this model"
+        "(SD1.5, SD2.x, SDXL). Without a controller the Edit-Sampler works with this model"
     )

@@ -11,7 +11,6 @@ from ..diffusion.errors import PlanError, TrajectoryError
 from ..diffusion.trajectory import NullRule, Trajectory
 from .conditioning import check_conditioning
 from .editing import with_controller
-from .null_text import refuse_learned_values
 
 
 def invert_negative_prompt(
@@ -23,7 +22,6 @@ def invert_negative_prompt(
     Source: Miyake et al. 2023 (arXiv:2305.16807), Sec. 4.2; interpolation from the published code.
     Raises: TrajectoryError or PlanError when the embeddings do not fit together.
     """
-    refuse_learned_values(trajectory)
     source = only_embedding("source", trajectory.source)
     check_conditioning("negative", negative)
     embedding = source

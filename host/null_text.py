@@ -1,7 +1,6 @@
 """Null-text optimisation on the host's model: gradients, progress, and the resulting trajectory."""
 
 import time
-from collections.abc import Sequence
 from typing import Any
 
 import comfy.samplers
@@ -144,7 +143,6 @@ def optimise(
             f"null-text optimisation is defined for DDIM, but this trajectory walks down with "
             f"{trajectory.solver!r}; use Invert-DDIM"
         )
-    refuse_learned_values(trajectory)
     if cfg == 1:
         raise PlanError(
             "at cfg 1 the unconditional embedding has no effect; set the cfg of the edit, e.g. 7.5"
@@ -166,15 +164,6 @@ def optimise(
     return refined, loss_curve(states)
 
 
-def refuse_learned_values(trajectory: Trajectory) -> None:
-    """Raise TrajectoryError for values that were trained against the plain negative prompt."""
-    if trajectory.modulations is not None:
-        raise TrajectoryError(
-            "this trajectory has values learned by StyleDiffusion, which hold for the plain "
-            "negative prompt only; connect Invert-DDIM's own trajectory"
-        )
-
-
 def walk(
     model: Any,
     trajectory: Trajectory,
@@ -184,9 +173,7 @@ def walk(
     settings: dict[str, Any],
 ) -> tuple[NullTextSampler, Tensor]:
     """Optimise along a trajectory; return the sampler with its states, and the samples reached."""
-    guider = RowGuider(
-        model, {"source": trajectory.source, "negative": negative}, trajectory.sigmas
-    )
+    guider = RowGuider(model, {"source": trajectory.source, "negative": negative})
     sampler = NullTextSampler(
         guider, trajectory, cfg=cfg, checkpointing=checkpointing, settings=settings
     )
@@ -212,17 +199,13 @@ def apply_variant(
     )
 
 
-def final_loss(states: Sequence[Any]) -> float:
+def final_loss(states: list[NullState]) -> float:
     """Return the mean over steps and images of the last loss before an image stopped."""
     columns = [column for state in states for column in state.losses.T]
     return sum(float(column[~column.isnan()][-1]) for column in columns) / len(columns)
 
 
-def loss_curve(
-    states: Sequence[Any],
-    title: str = "Null-text optimisation, from the noisiest step to the cleanest",
-    y_label: str = "mean squared error",
-) -> Tensor:
+def loss_curve(states: list[NullState]) -> Tensor:
     """Draw the loss over all inner steps, one curve an image of the batch, as an IMAGE."""
     losses = torch.cat([state.losses for state in states])  # [inner steps run, batch]
     curves = [
@@ -232,8 +215,8 @@ def loss_curve(
     names = [f"image {n + 1}" for n in range(len(curves))] if len(curves) > 1 else []
     return draw_curves(
         curves,
-        title=title,
+        title="Null-text optimisation, from the noisiest step to the cleanest",
         x_label="inner step",
-        y_label=y_label,
+        y_label="mean squared error",
         names=names,
     )

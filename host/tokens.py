@@ -50,7 +50,7 @@ def tokenize(clip: Any, text: str) -> TokenizedPrompt:
         None if special else piece_bytes(tokenizer, entry)
         for entry, special in zip(entries, specials, strict=True)
     ]
-    spans = own_spans(tokenizer, text, ids, specials) or locate(pieces, plain)
+    spans = locate(pieces, plain)
     return TokenizedPrompt(
         plain,
         tuple(Token(id_, *span) for id_, span in zip(ids, spans, strict=True)),
@@ -69,68 +69,11 @@ def find_tokenizer(owner: Any, name: str) -> comfy.sd1_clip.SDTokenizer:
     raise HostError(f"no tokenizer for {name!r} in {type(owner).__name__}")
 
 
-def weighted_parts(text: str) -> list[str]:
-    """Return the parts of a prompt that have weights of their own, without their brackets."""
-    parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
-    return [comfy.sd1_clip.unescape_important(part) for part, _ in parsed]
-
-
 def plain_text(text: str) -> str:
     """Return a prompt as the encoder sees it: without the brackets of weights."""
-    return " ".join("".join(weighted_parts(text)).split())
-
-
-def own_spans(
-    tokenizer: Any, text: str, ids: list, specials: list[bool]
-) -> list[tuple[int, int]] | None:
-    """Return the bytes of the plain prompt that each position stands for, (-1, -1) for specials,
-    by the tokenizer's own character offsets (T5 rewrites characters, so that searching would fail).
-
-    None where the tokenizer has no offsets, or the positions are not all its own (textual
-    inversions).
-    """
-    inner = getattr(tokenizer, "tokenizer", None)
-    if not getattr(inner, "is_fast", False):
-        return None
-    raw, found, offsets = "", [], []
-    last = -1 if tokenizer.tokenizer_adds_end_token else None
-    for part in weighted_parts(text):
-        if not part:
-            continue
-        made = inner(part, return_offsets_mapping=True)
-        found += made["input_ids"][tokenizer.tokens_start : last]
-        offsets += [
-            (len(raw) + start, len(raw) + end)
-            for start, end in made["offset_mapping"][tokenizer.tokens_start : last]
-        ]
-        raw += part
-    if found != [id_ for id_, special in zip(ids, specials, strict=True) if not special]:
-        return None
-    spans = iter(plain_spans(raw, offsets))
-    return [(-1, -1) if special else next(spans) for special in specials]
-
-
-def plain_spans(raw: str, offsets: list[tuple[int, int]]) -> list[tuple[int, int]]:
-    """Return spans of characters as spans of bytes of the text with its spaces made single.
-
-    A span of space alone (T5 has a token for it, before a character of its own) is that of the
-    character behind it.
-    """
-    places, at = [], 0
-    for number, char in enumerate(raw):
-        at += at > 0 and number > 0 and raw[number - 1].isspace() and not char.isspace()
-        places.append(at)
-        at += 0 if char.isspace() else len(char.encode())
-    spans = []
-    for start, end in offsets:
-        while start < end and raw[end - 1].isspace():
-            end -= 1
-        while start < len(raw) and raw[start].isspace():
-            start += 1
-        end = max(end, min(start + 1, len(raw)))
-        size = len(raw[end - 1].encode()) if start < end else 0
-        spans.append((places[start], places[end - 1] + size) if size else (at, at))
-    return spans
+    parsed = comfy.sd1_clip.token_weights(comfy.sd1_clip.escape_important(text), 1.0)
+    joined = "".join(comfy.sd1_clip.unescape_important(part) for part, _ in parsed)
+    return " ".join(joined.split())
 
 
 def embedding_name(entry: Any) -> str:

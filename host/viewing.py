@@ -11,7 +11,7 @@ from ..attention.plan import RunFacts
 from ..attention.run import EditRun
 from ..diffusion.errors import PlanError
 from ..diffusion.inversion import from_level
-from ..diffusion.trajectory import SourceRule, Trajectory, ValueRule
+from ..diffusion.trajectory import SourceRule, Trajectory
 from .conditioning import check_conditioning
 from .editing import EditSampler
 from .guider import RowGuider, check_interrupted
@@ -91,13 +91,10 @@ def round_trip(
                 "cfg to 1"
             )
         conds["negative"] = negative
-    # the branch that is sampled has the source prompt: learned values are its own at every step
-    pinned = trajectory.replace(
-        source_rule=SourceRule(pinned=True), value_rule=ValueRule(target=1.0)
-    )
+    pinned = trajectory.replace(source_rule=SourceRule(pinned=True))
     height, width = trajectory.clean.shape[2:]
     run = EditRun(RunFacts(trajectory.steps, 0, height, width, trajectory.batch, ()), ())
-    guider = RowGuider(model, conds, trajectory.sigmas)
+    guider = RowGuider(model, conds)
     sampler = TracingSampler(guider, pinned, run, cfg=cfg, source_until=0, mask=None)
     run_guider(guider, trajectory.clean, sampler, trajectory.sigmas.flip(0))
     errors = []

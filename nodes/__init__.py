@@ -17,10 +17,7 @@ from . import (
     prompts,
     refine,
     structure,
-    style,
     trajectories,
-    types,
-    unified,
 )
 
 
@@ -28,7 +25,7 @@ class RetraceExtension(ComfyExtension):
     """The list of nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        nodes = [
+        return [
             demo.DemoModel,
             demo.DemoScene,
             prompts.PromptPair,
@@ -44,7 +41,6 @@ class RetraceExtension(ComfyExtension):
             directions.ApplyDirection,
             directions.SaveDirection,
             directions.LoadDirection,
-            directions.LoadSentences,
             ledits.SparseGuidanceNode,
             structure.MasaCtrlController,
             structure.PnPController,
@@ -59,9 +55,4 @@ class RetraceExtension(ComfyExtension):
             attention.AttentionCapture,
             attention.AttentionViewer,
             metrics.EditMetrics,
-            style.InvertStyleDiffusion,
-            style.StyleDiffusionWindow,
-            demo.DemoVision,
-            unified.UACController,
         ]
-        return [types.checked(node) for node in nodes]

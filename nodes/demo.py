@@ -74,32 +74,3 @@ class DemoScene(io.ComfyNode):
             as_image(shown.exact),
             as_mask(shown.changed),
         )
-
-
-class DemoVision(io.ComfyNode):
-    """Demo-Vision."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return types.schema(
-            node_id="RetraceDemoVision",
-            display_name="Demo-Vision",
-            description=(
-                "A tiny image encoder with fixed random weights, for trying "
-                "Invert-StyleDiffusion with nothing downloaded. It was never trained: it tells "
-                "places of a picture apart but knows nothing of what they show, and is of no use "
-                "to other nodes. With photos, use Load CLIP Vision."
-            ),
-            search_aliases=["retrace demo clip vision"],
-            inputs=[],
-            outputs=[
-                io.ClipVision.Output("clip_vision", display_name="clip_vision",
-                                     tooltip="The encoder, untrained."),
-            ],
-        )
-
-    @classmethod
-    def execute(cls) -> io.NodeOutput:
-        from ..demo.vision import load_vision
-
-        return io.NodeOutput(load_vision())

@@ -37,13 +37,11 @@ class InvertDDIM(io.ComfyNode):
                                    "Guidance during inversion; 1 turns it off and is what the "
                                    "papers use. Above 2 the round trip degrades fast."
                                )),
-                io.Combo.Input("evaluate_at", options=["next", "current", "midpoint"],
-                               default="next",
+                io.Combo.Input("evaluate_at", options=["next", "current"], default="next",
                                tooltip=(
                                    "Under which noise level the model is asked at each step: "
                                    "'next' is the published convention, 'current' the plain "
-                                   "Euler step; 'midpoint' is of second order (RF-Solver) and "
-                                   "asks twice a step, on the way down too."
+                                   "Euler step."
                                )),
                 io.Int.Input("refine", default=0, min=0, max=50,
                              tooltip=(

@@ -60,12 +60,6 @@ class InvertDPMSolver(io.ComfyNode):
                                    "The inner solve: 'fixed-point' is quick, 'forward-step' takes "
                                    "the paper's smaller steps, which converge at a high cfg too."
                                )),
-                io.Int.Input("sweeps", default=2, min=0, max=20, optional=True,
-                             tooltip=(
-                                 "Order 2 only: how often all steps are solved again with what was "
-                                 "found for the step beyond, in place of the guess. 0 is as "
-                                 "published; each brings the way back closer to exact."
-                             )),
             ],
             outputs=[
                 types.Trajectory.Output("trajectory", display_name="trajectory",
@@ -79,12 +73,11 @@ class InvertDPMSolver(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, positive, latent, steps, schedule, order, cfg, iterations, tolerance,
-                variant, negative=None, sigmas=None, method="fixed-point",
-                sweeps=2) -> io.NodeOutput:
+                variant, negative=None, sigmas=None, method="fixed-point") -> io.NodeOutput:
         trajectory, noise, grid = invert_with_dpm_solver(
             model, positive, latent, steps=steps, schedule=schedule, order=order, cfg=cfg,
             iterations=iterations, tolerance=tolerance, variant=variant, negative=negative,
-            sigmas=sigmas, method=method, sweeps=sweeps,
+            sigmas=sigmas, method=method,
         )
         report = types.report_text(dict(trajectory.report))
         return io.NodeOutput(trajectory, {"samples": noise}, grid, ui=ui.PreviewText(report))

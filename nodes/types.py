@@ -1,12 +1,9 @@
 """Link types of Retrace and small helpers shared by its nodes."""
 
 import dataclasses
-import functools
 from typing import Any
 
 from comfy_api.latest import io
-
-from ..host.given import check_given
 
 Trajectory = io.Custom("RETRACE_TRAJECTORY")
 Prompts = io.Custom("RETRACE_PROMPTS")
@@ -31,25 +28,6 @@ def schema(**fields: Any) -> io.Schema:
             output.display_name = output.display_name or output.id
             output.id = f"{output.id}_out"
     return io.Schema(**{name: value for name, value in fields.items() if name in SCHEMA_FIELDS})
-
-
-def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
-    """Make a node check what it is given before it does anything; return it."""
-    execute = node.execute.__func__
-    if hasattr(execute, "__wrapped__"):
-        return node
-    inputs = {given.id: given for given in node.define_schema().inputs}
-
-    @functools.wraps(execute)
-    def with_checks(cls, **values: Any) -> io.NodeOutput:
-        for name, value in values.items():
-            given = inputs.get(name)
-            if given is not None and not (given.optional and value is None):
-                check_given(name, given.get_io_type(), value)
-        return execute(cls, **values)
-
-    node.execute = classmethod(with_checks)
-    return node
 
 
 def recorded_input() -> io.Input:

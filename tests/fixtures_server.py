@@ -1,7 +1,6 @@
 """One real ComfyUI server with the pack installed, shared by all tests that need one."""
 
 import os
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,14 +20,13 @@ def comfyui() -> Path | None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server on the CPU with this pack, the host's own nodes and some for tests only."""
+    """A running server on the CPU with nothing but this pack and the host's own nodes."""
     tree = comfyui()
     if tree is None:
         pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
     home = tmp_path_factory.mktemp("server")
     host = Host(Path(sys.executable), tree, home)
     arguments = ("--disable-api-nodes",)
-    shutil.copytree(REPOSITORY / "tests/server/probe_pack", home / "base/custom_nodes/probe_pack")
     with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
         yield running
 

@@ -193,18 +193,17 @@ def ours(model, run, step, x, context, extra, override=None, others=None):
         TARGET_UNCOND,
         RowLayout,
     )
-    from retrace.host.attach import attach, network_hooks
+    from retrace.host.attach import attach_unet, residual_hooks
     from retrace.host.guider import ACTIVE
 
     roles = (TARGET_UNCOND, SOURCE_UNCOND, SOURCE_COND, TARGET_COND)
     layout = RowLayout(roles, len(x) // 4)
     given = {**(others or {}), ACTIVE: layout}
-    network = model.model.diffusion_model
-    options = attach({"transformer_options": given}, network, run)["transformer_options"]
+    options = attach_unet({"transformer_options": given}, run)["transformer_options"]
     if override is not None:
         options["optimized_attention_override"] = override
     run.begin(step, layout)
-    with torch.no_grad(), network_hooks(network, run):
+    with torch.no_grad(), residual_hooks(model.model.diffusion_model, run):
         out = model.model.apply_model(
             x, torch.full((len(x),), 4.0), c_crossattn=context, transformer_options=options, **extra
         )

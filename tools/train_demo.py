@@ -1,7 +1,7 @@
 """Train, measure and export the demo model; needs no GPU and nothing downloaded.
 
-Stages, in order: pool, autoencoder, latents, denoiser, export, transformer, export-transformer,
-evaluate; or `all`. An interrupted stage goes on from its last checkpoint when it is called again.
+Stages, in order: pool, autoencoder, latents, denoiser, export, evaluate; or `all`. An interrupted
+stage goes on from its last checkpoint when it is called again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,7 @@ from pack import ROOT, load_pack
 load_pack()
 from training import autoencoder, denoiser, export, measure, pool, workers  # noqa: E402
 
-STAGES = ("pool", "autoencoder", "latents", "denoiser", "export", "transformer",
-          "export-transformer", "evaluate")  # fmt: skip
+STAGES = ("pool", "autoencoder", "latents", "denoiser", "export", "evaluate")
 
 
 def main() -> None:
@@ -25,7 +24,7 @@ def main() -> None:
     arguments = read_arguments()
     chosen = STAGES if arguments.stage == "all" else (arguments.stage,)
     for stage in chosen:
-        globals()[f"run_{stage.replace('-', '_')}"](arguments)
+        globals()[f"run_{stage}"](arguments)
 
 
 def read_arguments() -> argparse.Namespace:
@@ -41,7 +40,6 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--autoencoder-minutes", type=float, default=16.5,
                         help="wall clock; the learning rate falls to 0 at its end")
     parser.add_argument("--denoiser-minutes", type=float, default=84.0, help="the same")
-    parser.add_argument("--transformer-minutes", type=float, default=85.0, help="the same")
     parser.add_argument("--workers", type=int, default=2, help="one-thread processes")
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--weights", type=Path, default=ROOT / "demo" / "retrace-demo.safetensors",
@@ -87,20 +85,6 @@ def run_denoiser(arguments: argparse.Namespace) -> None:
         arguments.work / "denoiser.pt",
         arguments.denoiser_minutes,
         arguments.seed,
-        "unet",
-    )
-
-
-def run_transformer(arguments: argparse.Namespace) -> None:
-    """Train the transformer under the exported text encoder."""
-    workers.run_workers(
-        denoiser.train,
-        arguments.workers,
-        arguments.work / arguments.pool,
-        arguments.work / "transformer.pt",
-        arguments.transformer_minutes,
-        arguments.seed,
-        "transformer",
     )
 
 

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
 """Write the workflows of the pack, drawn against the nodes of a real server.
 
-    python3 tools/workflows.py            write workflows/*.json, subgraphs/*.json and
-                                          evaluation/workflows/*.json
+    python3 tools/workflows.py            write workflows/*.json and subgraphs/*.json
     python3 tools/workflows.py --check    fail if one of them is not what would be written
 
-The descriptions are in tools/graphing/recipes.py and methods.py; no file is edited by hand.
+The descriptions are in tools/graphing/recipes.py; the files are never edited by hand.
 """
 
 from __future__ import annotations
@@ -20,7 +19,6 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from graphing.blueprint import NAME, draw_blueprint
 from graphing.graph import write
-from graphing.methods import draw_methods
 from graphing.recipes import RECIPES
 from hosting.errors import HostError
 from hosting.layout import REPOSITORY
@@ -29,7 +27,6 @@ from hosting.server import Server
 from hosting.setup import find_host
 
 FOLDER = REPOSITORY / "workflows"
-METHODS = REPOSITORY / "evaluation" / "workflows"
 BLUEPRINT = REPOSITORY / "subgraphs" / f"{NAME}.json"
 
 
@@ -68,15 +65,12 @@ def main(arguments: list[str]) -> int:
     object_info = read_object_info()
     drawn = {FOLDER / name: text for name, text in draw_all(object_info).items()}
     drawn[BLUEPRINT] = write(draw_blueprint(object_info, *project()))
-    methods = draw_methods(object_info, *project())
-    drawn |= {METHODS / name: write(workflow) for name, workflow in methods.items()}
     for file, text in drawn.items():
         name = file.name
         if file.exists() and file.read_text(encoding="utf-8") == text:
             continue
         stale.append(name)
         if not options.check:
-            file.parent.mkdir(exist_ok=True)
             file.write_text(text, encoding="utf-8")
             print(f"wrote {file.relative_to(REPOSITORY)}")
     if stale and options.check:

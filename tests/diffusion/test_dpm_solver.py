@@ -218,33 +218,3 @@ def test_a_later_start_begins_with_a_first_order_step():
     x, sigma, sigma_next = trajectory.latents[4], trajectory.sigmas[4], trajectory.sigmas[3]
     expected = step_euler(x, gaussian_denoise(0.7)(x, sigma), sigma, sigma_next)
     assert maximum(first.target, expected) < 1e-5
-
-
-@pytest.mark.parametrize("flow", [False, True])
-def test_sweeps_find_the_trajectory_that_sampling_retraces(flow):
-    """The frozen guess of the history is what limits the published inversion of order 2."""
-    denoise, _ = problem(flow)
-    grid, x = grid_of(20, flow), latent()
-
-    def error(sweeps):
-        *_, last = invert_dpm_solver(denoise, x, grid, flow=flow, iterations=100,
-                                     tolerance=1e-13, sweeps=sweeps)
-        back = walk_down(DPMSolver(2), last.x, grid, denoise, flow)
-        return maximum(back, to_level(x, grid[0], flow))
-
-    published, once, often = error(0), error(1), error(30)
-    assert once < 0.5 * published and published > 1e-6
-    assert often < 1e-9
-
-
-def test_sweeps_replace_states_and_add_up_their_calls():
-    grid, x = geometric_grid(0.05, 10.0, 6), latent()
-    yielded = list(invert_dpm_solver(gaussian_denoise(STD), x, grid, sweeps=2, iterations=9))
-    assert [state.index for state in yielded] == [*range(7), *range(1, 7), *range(1, 7)]
-    assert yielded[6].iterations < yielded[12].iterations < yielded[18].iterations
-
-
-def test_order_one_has_no_history_to_sweep():
-    grid = geometric_grid(0.05, 10.0, 6)
-    assert len(list(invert_dpm_solver(gaussian_denoise(STD), latent(), grid, order=1,
-                                      sweeps=3))) == 7

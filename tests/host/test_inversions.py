@@ -51,7 +51,6 @@ def inverters():
         "ddim": lambda *a: invert(*a, steps=STEPS),
         "ddim, refined": lambda *a: invert(*a, steps=STEPS, refine=20),
         "ddim, regularised": lambda *a: invert(*a, steps=STEPS, regularise="fixed"),
-        "midpoint": lambda *a: invert(*a, steps=STEPS, evaluate_at="midpoint"),
         "dpm-solver 1": lambda *a: invert_with_dpm_solver(*a, steps=STEPS, order=1, iterations=30,
                                                          tolerance=1e-6),
         "dpm-solver 2": lambda *a: invert_with_dpm_solver(*a, steps=STEPS, iterations=4),
@@ -62,8 +61,8 @@ def inverters():
     }
 
 
-NAMES = ("ddim", "ddim, refined", "ddim, regularised", "midpoint", "dpm-solver 1", "dpm-solver 2",
-         "edict", "edit-friendly", "ledits++", "virtual")
+NAMES = ("ddim", "ddim, refined", "ddim, regularised", "dpm-solver 1", "dpm-solver 2", "edict",
+         "edit-friendly", "ledits++", "virtual")
 EXACT = {"edict": 1e-4, "edit-friendly": 1e-4, "ledits++": 1e-4, "virtual": 1e-5}
 KINDS = ("eps", "v", "v, zero SNR", "eps, zero SNR")
 
@@ -102,39 +101,6 @@ def test_refinement_brings_every_kind_of_model_closer(kind, models, prompts):
     plain = inverters()["ddim"](models[kind], prompts[0], picture())[0]
     refined = inverters()["ddim, refined"](models[kind], prompts[0], picture())[0]
     assert round_trip(models[kind], refined)[-1] < 0.5 * round_trip(models[kind], plain)[-1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_sweeps_bring_every_kind_of_model_closer(kind, models, prompts):
-    from retrace.host.inversion_dpm import invert_with_dpm_solver
-    from retrace.host.viewing import round_trip
-
-    published, swept = (
-        invert_with_dpm_solver(models[kind], prompts[0], picture(), steps=STEPS, iterations=10,
-                               tolerance=1e-5, sweeps=sweeps)[0]
-        for sweeps in (0, 3)
-    )
-    assert round_trip(models[kind], swept)[-1] < 0.5 * round_trip(models[kind], published)[-1]
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_null_text_and_negative_prompt_bring_back_the_source_on_every_kind_of_model(
-    kind, models, prompts
-):
-    from retrace.host.editing import run_edit
-    from retrace.host.negative_prompt import invert_negative_prompt
-    from retrace.host.null_text import optimise
-
-    trajectory = inverters()["ddim, refined"](models[kind], prompts[0], picture(2))[0]
-    optimised, _ = optimise(models[kind], trajectory, prompts[2], cfg=4.0, inner_steps=3)
-    negative = invert_negative_prompt(trajectory, prompts[2])
-
-    def error(walked):
-        result = run_edit(models[kind], walked, prompts[1], prompts[2], cfg=4.0)
-        return rms(result.source, trajectory.clean)
-
-    assert error(negative) < 0.2 * error(trajectory)
-    assert error(optimised) < error(trajectory)
 
 
 def test_a_trajectory_of_an_eps_model_is_refused_by_a_v_model(models, prompts):

@@ -31,8 +31,6 @@ def test_workflow_runs_and_shows_pictures(file, object_info, client, run_workflo
         given = node["inputs"]
         if node["class_type"] == "CheckpointLoaderSimple":
             node.update(class_type="RetraceDemoModel", inputs={})
-        elif node["class_type"] == "CLIPVisionLoader":
-            node.update(class_type="RetraceDemoVision", inputs={})
         elif node["class_type"] == "LoadImage":
             given["image"] = photo
         elif node["class_type"] == "ImageScale":

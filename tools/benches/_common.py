@@ -47,11 +47,8 @@ class Results:
     pictures: dict[tuple[str, int], np.ndarray] = field(default_factory=dict)
 
 
-def add_arguments(
-    parser: argparse.ArgumentParser, count: int, batch: int, kind: str = "unet"
-) -> None:
-    """Add the arguments that all benches of edits take. kind: the demo model that is used."""
-    parser.set_defaults(kind=kind)
+def add_arguments(parser: argparse.ArgumentParser, count: int, batch: int) -> None:
+    """Add the arguments that all benches of edits take."""
     parser.add_argument("--n", type=int, default=count, help=f"held-out scenes ({count})")
     parser.add_argument("--batch", type=int, default=batch, help=f"pictures at once ({batch})")
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1,
@@ -69,7 +66,7 @@ def run_cases(
     pictured: Sequence[int] = (),
 ) -> Results:  # fmt: skip
     """Edit all cases by all entries; scores are ordered by entry, then by case."""
-    prepare(str(options.weights), None, options.kind)
+    prepare(str(options.weights), None)
     from retrace.evaluation.workbench import batches
 
     groups = batches(STATE["demo"].clip, cases, options.batch)
@@ -98,7 +95,7 @@ def spread(tasks: Sequence[Task], options: argparse.Namespace) -> Iterator[Resul
         yield from map(work, tasks)
         return
     context = multiprocessing.get_context("spawn")
-    with context.Pool(options.workers, prepare, (str(options.weights), 1, options.kind)) as pool:
+    with context.Pool(options.workers, prepare, (str(options.weights), 1)) as pool:
         yield from pool.imap_unordered(work, tasks)
 
 
@@ -106,15 +103,15 @@ STATE: dict[str, Any] = {}
 """The loaded model of this process."""
 
 
-def prepare(weights: str, threads: int | None, kind: str = "unet") -> None:
-    """Load the demo model of a kind into this process, once; `weights` are those of the UNet's."""
+def prepare(weights: str, threads: int | None) -> None:
+    """Load the demo model into this process, once."""
     if threads:
         torch.set_num_threads(threads)
     if "demo" not in STATE:
         use_host()
         from retrace.demo.bundle import load_demo
 
-        STATE["demo"] = load_demo(Path(weights)) if kind == "unet" else load_demo(kind=kind)
+        STATE["demo"] = load_demo(Path(weights))
 
 
 @torch.inference_mode()

@@ -27,15 +27,12 @@ EDITS = (
     "DPM-Solver++ (30) + DirectInversion + P2P",
     "EDICT + P2P",
     "edit-friendly DDPM + P2P",
-    "DirectInversion + P2P, last 38 steps",
     "InfEdit (12) + P2P",
-    "InfEdit (12) + UAC",
 )
 ROUND_TRIPS = (
     "DDIM (50)",
     "DDIM (50), refined 5 times a step",
     "DPM-Solver++ (30)",
-    "DPM-Solver++ (30), swept twice",
     "EDICT (40 of 50)",
     "edit-friendly DDPM (50)",
 )

@@ -8,13 +8,6 @@ from .parts import Start, invert, prompt_to_prompt, sample, show
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
 SAVED = "retrace/trajectory_00001_.trajectory.safetensors [output]"  # the first that is saved
 SAVED_DIRECTION = "retrace/direction_00001_.direction.safetensors [output]"
-CLIP_VISION = {
-    "name": "clip_vision_h.safetensors",
-    "url": "https://huggingface.co/Comfy-Org/Wan_2.1_ComfyUI_repackaged/resolve/main/split_files/"
-    "clip_vision/clip_vision_h.safetensors?download=true",
-    "directory": "clip_vision",
-}
-OWN_SENTENCES = ("source.txt", "target.txt")  # files that the user writes
 
 
 def word_swap(graph: Graph, start: Start) -> None:
@@ -142,14 +135,11 @@ def ledits(graph: Graph, start: Start) -> None:
 
 
 def virtual(graph: Graph, start: Start) -> None:
-    """No inversion at all, under InfEdit's unified attention control."""
+    """No inversion at all."""
     with graph.group("3  Noise as it goes"):
         trajectory = other_inversion(graph, start, "RetraceVirtualInversion", steps=15)
     with graph.group(EDIT):
-        model = graph.add(
-            "RetraceUACController", model=start.model, prompts=start.pair.prompts
-        ).model
-        edit = sample(graph, start, model, trajectory, cfg=3.0)
+        edit = sample(graph, start, prompt_to_prompt(graph, start), trajectory, cfg=3.0)
     show(graph, start, edit, prefix="virtual inversion")
 
 
@@ -173,31 +163,6 @@ def null_text(graph: Graph, start: Start) -> None:
         model = prompt_to_prompt(graph, start, mode="replace")
         edit = sample(graph, start, model, refined.trajectory)
     show(graph, start, edit, prefix="null text")
-
-
-def style_diffusion(graph: Graph, start: Start) -> None:
-    """Values of cross-attention trained on the picture's tokens instead of pinning."""
-    with graph.group(NOISE):
-        if start.demo:
-            vision = graph.add("RetraceDemoVision").clip_vision
-            training = {"inner_steps": 20, "start": "identity"}
-        else:
-            vision = graph.add(
-                "CLIPVisionLoader", models=[CLIP_VISION], clip_name=CLIP_VISION["name"]
-            ).clip_vision
-            training = {}
-        trajectory = invert(graph, start, pinned=False)
-        graph.column()
-        trained = graph.add(
-            "RetraceInvertStyleDiffusion", model=start.model, trajectory=trajectory,
-            negative=start.negative, clip_vision=vision, image=start.image, cfg=7.5, **training,
-        )  # fmt: skip
-        graph.add("PreviewImage", "Loss over all inner steps", images=trained.loss_curve)
-    with graph.group(EDIT):
-        window = graph.add("RetraceStyleDiffusionWindow", trajectory=trained.trajectory)
-        model = prompt_to_prompt(graph, start, mode="replace", cross_replace=0.6)
-        edit = sample(graph, start, model, window.trajectory)
-    show(graph, start, edit, prefix="style diffusion")
 
 
 def negative_prompt(graph: Graph, start: Start) -> None:
@@ -245,16 +210,6 @@ def pix2pix_zero(graph: Graph, start: Start) -> None:
         edit = sample(graph, start, model, trajectory, positive=again)
         image = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
         graph.add("SaveImage", "Edited", images=image, filename_prefix="Retrace/direction")
-    with graph.group("Your own lists of sentences: switch these on", muted=True):
-        lists = [
-            graph.add("RetraceLoadSentences", f"Load-Sentences, {name}", file=name).sentences
-            for name in OWN_SENTENCES
-        ]
-        direction = graph.add(
-            "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source,
-            source_sentences=lists[0], target_sentences=lists[1],
-        ).direction  # fmt: skip
-        graph.add("RetraceSaveDirection", direction=direction, filename_prefix="retrace/own")
 
 
 def edit_many(graph: Graph, start: Start) -> None:

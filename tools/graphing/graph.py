@@ -19,8 +19,7 @@ GAP, MARGIN, HEADING = 24, 20, 50
 MUTED = 2  # litegraph's mode "never"
 CORE_VERSION = "0.3.75"
 GROUP_COLOURS = ("#3f789e", "#8A8", "#b58b2a", "#a1309b", "#88A")
-# what may be chosen differs from machine to machine
-FILE_WIDGETS = ("ckpt_name", "clip_name", "image", "file")
+FILE_WIDGETS = ("ckpt_name", "image", "file")  # what may be chosen differs from machine to machine
 
 
 class DrawingError(HostError):

@@ -193,24 +193,6 @@ RECIPES: tuple[Recipe, ...] = (
         "the losses fall; the reconstruction is nearly the picture.",
     ),
     Recipe(
-        "edit_style_diffusion",
-        "Values learned from the picture",
-        "a network trained on the picture's CLIP tokens keeps the source (StyleDiffusion)",
-        edits.style_diffusion,
-        SWAP[:2],
-        "At every step a small network learns to turn the tokens of the picture into a change of "
-        "the prompt where it becomes the values of cross-attention, until guided sampling retraces "
-        "the inversion. The slowest way of all, done once a picture. The demo's image encoder is "
-        "untrained and its training short; with a photo, Load CLIP Vision needs a model such as "
-        "clip_vision_h in `models/clip_vision`.",
-        (
-            "**target_values** in StyleDiffusion-Window: lower lets new words look newer",
-            "**inner_steps** in Invert-StyleDiffusion: 100 is the paper's; fewer are less exact",
-            "**start**: *identity* gets far with few inner steps, *published* needs many",
-        ),
-        "the losses fall; the reconstruction is nearly the picture.",
-    ),
-    Recipe(
         "edit_negative_prompt",
         "Negative-prompt inversion",
         "nearly null-text inversion with no optimisation, with proximal guidance",
@@ -237,7 +219,7 @@ RECIPES: tuple[Recipe, ...] = (
         "sentences; XAttn-Guidance holds the word maps to the source's by a gradient step before "
         "each step. About three times the cost of a plain edit.",
         (
-            "the sentences, the words of Sentence-Templates, or Load-Sentences with your own",
+            "the sentences, or the words of Sentence-Templates",
             "**strength** in Edit-Direction: how far to move; negative moves the other way",
             "**amount** in XAttn-Guidance: more keeps more of the layout",
         ),
@@ -311,12 +293,11 @@ RECIPES: tuple[Recipe, ...] = (
         edits.virtual,
         SWAP[:2],
         "Virtual-Inversion evaluates nothing: at each step the source is noised afresh and the "
-        "target follows the difference of the two predictions, while UAC-Controller keeps the "
-        "source's structure, as InfEdit does. Made for LCM-like models.",
+        "target follows the difference of the two predictions, with Prompt-to-Prompt holding the "
+        "layout, as InfEdit does. Made for LCM-like models.",
         (
             "the checkpoint: one distilled to few steps, with cfg 1 to 2",
             "**seed**, **steps** in Virtual-Inversion",
-            "**self_replace** in UAC-Controller: 0.3 lets shapes change",
         ),
         "a quick edit; softer with an ordinary model.",
     ),

@@ -1,4 +1,4 @@
-"""Train a denoiser on cached latents: the UNet with its text encoder, or the transformer."""
+"""Train the denoiser and its text encoder on cached latents."""
 
 from __future__ import annotations
 
@@ -9,14 +9,13 @@ import numpy as np
 import torch
 from retrace.demo.autoencoder import Autoencoder
 from retrace.evaluation.scenes.captions import DETAIL_PROBABILITIES, DETAILS
-from torch import Tensor, nn
+from torch import Tensor
 
 from .autoencoder import to_pixels
-from .networks import Denoiser, TransformerDenoiser
+from .networks import Denoiser
 from .tokens import tokenise
 from .workers import Budget, average_training, cosine_rate, save_checkpoint
 
-NETWORKS = {"unet": Denoiser, "transformer": TransformerDenoiser}
 PEAK = 1e-3
 BATCH = 32
 EMA = 0.9985
@@ -46,13 +45,11 @@ def load_autoencoder(checkpoint: Path) -> Autoencoder:
     return net
 
 
-def train(
-    rank: int, count: int, pool: Path, checkpoint: Path, minutes: float, seed: int, kind: str
-) -> None:
+def train(rank: int, count: int, pool: Path, checkpoint: Path, minutes: float, seed: int) -> None:
     """Train until the budget is spent, or go on from `checkpoint` if it is there."""
     latents, tokens, vocabulary = _load_data(pool, count)
     torch.manual_seed(seed)
-    net = NETWORKS[kind](vocabulary)
+    net = Denoiser(vocabulary)
     average = {name: value.clone() for name, value in net.state_dict().items()}
     optimiser = torch.optim.AdamW(net.parameters(), PEAK, betas=(0.9, 0.98), weight_decay=0.01)
     budget, step = Budget(minutes * 60), 0
@@ -115,7 +112,7 @@ def _draw_batch(latents: Tensor, tokens: Tensor, size: int) -> tuple[Tensor, Ten
     return latents[rows], torch.where(dropped, empty, chosen)
 
 
-def _loss(net: nn.Module, clean: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
+def _loss(net: Denoiser, clean: Tensor, tokens: Tensor, alphas: Tensor) -> Tensor:
     """Give the eps loss, weighted down where the signal is strong.
 
     Source: Hang et al. 2023 (arXiv:2303.09556), min-SNR with gamma 5; with a floor of 0.3.
@@ -134,7 +131,7 @@ def _loss(net: nn.Module, clean: Tensor, tokens: Tensor, alphas: Tensor) -> Tens
 
 
 @torch.no_grad()
-def _follow(average: dict[str, Tensor], net: nn.Module, decay: float) -> None:
+def _follow(average: dict[str, Tensor], net: Denoiser, decay: float) -> None:
     values = net.state_dict()
     names = [name for name, value in values.items() if value.is_floating_point()]
     torch._foreach_lerp_([average[n] for n in names], [values[n] for n in names], 1 - decay)

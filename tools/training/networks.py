@@ -1,13 +1,9 @@
-"""The denoisers and their text encoder as trainable networks with the host's parameter names."""
+"""The denoiser and its text encoder as trainable networks with the host's parameter names."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import torch
-from retrace.demo.architecture import TEXT, TRANSFORMER, UNET
-from retrace.demo.bundle import WEIGHTS, read_weights
-from retrace.demo.transformer import make_class
+from retrace.demo.architecture import TEXT, UNET
 from torch import Tensor, nn
 
 from .host import PlainOperations, use_host
@@ -54,36 +50,6 @@ class Denoiser(nn.Module):
         return self.unet(x, timestep, self.encode(tokens), transformer_options=options)
 
 
-class TransformerDenoiser(nn.Module):
-    """ComfyUI's PixArtMS under the text encoder that was trained with the UNet, which stays.
-
-    tokens: the CLIP ids that occur, as they were for the UNet. weights: the file it was exported to.
-    """
-
-    def __init__(self, tokens: list[int], weights: Path = WEIGHTS) -> None:
-        super().__init__()
-        use_host()
-        text = Denoiser(tokens)
-        known = read_weights(weights)
-        if known["vocabulary"].tolist() != tokens:
-            raise ValueError(f"these captions have other words than those behind {weights}")
-        state = {n.removeprefix("text."): v for n, v in known.items() if n.startswith("text.")}
-        missing, unexpected = text.text.load_state_dict(state, strict=False)
-        if unexpected or [name for name in missing if "text_projection" not in name]:
-            raise ValueError(f"{weights} holds another text encoder")
-        self._text = (text.requires_grad_(False),)  # in a tuple, so that it is no part of this net
-        self.transformer = make_class()(
-            **TRANSFORMER, dtype=torch.float32, device="cpu", operations=PlainOperations
-        )
-        _start_transformer(self.transformer)
-
-    def forward(self, x: Tensor, timestep: Tensor, tokens: Tensor) -> Tensor:
-        """Predict eps of latents at variance-preserving scale, "batch 4 height width"."""
-        with torch.no_grad():
-            context = self._text[0].encode(tokens)
-        return self.transformer(x, timestep, context)
-
-
 def plain_attention(
     func: object, q: Tensor, k: Tensor, v: Tensor, heads: int, mask=None, causal=False, **_: object
 ) -> Tensor:
@@ -104,20 +70,3 @@ def _silence_outputs(unet: nn.Module) -> None:
         if name.endswith(("out_layers.3", "proj_out")) or name == "out.2":
             nn.init.zeros_(module.weight)
             nn.init.zeros_(module.bias)
-
-
-def _start_transformer(net: nn.Module) -> None:
-    # PixArt's own start: Xavier, and cross-attention and the output begin as nothing
-    for module in net.modules():
-        if isinstance(module, nn.Linear | nn.Conv2d):
-            nn.init.xavier_uniform_(module.weight.view(module.weight.shape[0], -1))
-            if module.bias is not None:
-                nn.init.zeros_(module.bias)
-    for layer in (net.t_embedder.mlp, net.y_embedder.y_proj):
-        for module in layer.modules():
-            if isinstance(module, nn.Linear):
-                nn.init.normal_(module.weight, std=0.02)
-    nn.init.normal_(net.t_block[1].weight, std=0.02)
-    for module in (*(block.cross_attn.proj for block in net.blocks), net.final_layer.linear):
-        nn.init.zeros_(module.weight)
-        nn.init.zeros_(module.bias)

@@ -41,7 +41,7 @@ def average_training(module: nn.Module, optimiser: torch.optim.Optimizer, count:
     """
     if count == 1:
         return
-    tensors = [p.data for p in module.parameters() if p.requires_grad]
+    tensors = [p.data for p in module.parameters()]
     for state in optimiser.state.values():
         tensors += [state["exp_avg"], state["exp_avg_sq"]]
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
