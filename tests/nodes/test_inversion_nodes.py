@@ -59,9 +59,11 @@ def test_a_saved_trajectory_is_offered_and_loads(nodes, given, tmp_path, monkeyp
         (tmp_path / kind).mkdir()
         monkeypatch.setattr(folder_paths, f"{kind}_directory", str(tmp_path / kind))
     trajectory = nodes["RetraceVirtualInversion"].execute(**given, seed=0).args[0]
-    (name,) = nodes["RetraceSaveTrajectory"].execute(trajectory, "retrace/photo").args
+    (name,) = nodes["RetraceSaveTrajectory"].execute(
+        trajectory=trajectory, filename_prefix="retrace/photo"
+    ).args
     load = nodes["RetraceLoadTrajectory"]
     assert name in load.define_schema().inputs[0].options
     assert load.validate_inputs(name) is True and "no trajectory" in load.validate_inputs("x")
-    assert torch.equal(load.execute(name).args[0].latents, trajectory.latents)
+    assert torch.equal(load.execute(file=name).args[0].latents, trajectory.latents)
     assert load.fingerprint_inputs(name) == load.fingerprint_inputs(name)

@@ -66,6 +66,7 @@ def test_damaged_and_foreign_files_are_refused_with_a_sentence(server, run_workf
         load = {"class_type": "RetraceLoadTrajectory", "inputs": {"file": f"bad/{file.name}"}}
         with pytest.raises(RunError, match=words):
             run_workflow(scene(load=load, edit=edit, decode=decode, show=shown))
+        file.unlink()  # other tests read what the server offers
     assert goes_on(run_workflow)
 
 
