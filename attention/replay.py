@@ -8,6 +8,7 @@ from torch import Tensor
 
 from ..diffusion.errors import PlanError
 from .kernels import replace_rows
+from .map_guidance import cross_map
 from .rows import SOURCE_COND, Role, RowLayout
 from .rules import SelfRule
 from .sites import ResidualBlock, Site
@@ -63,6 +64,20 @@ def replayed_probe_inputs(
     source_q, source_k, k, _ = replayed_cross_inputs(store, site, step, q, k, k)
     layout = RowLayout((*layout.roles, SOURCE_COND), layout.images)
     return torch.cat([q, source_q]), torch.cat([k, source_k]), layout
+
+
+def replayed_maps(
+    store: AttentionStore, sites: Collection[Site], step: int, like: Tensor
+) -> dict[Site, Tensor]:
+    """Return the source's cross-attention maps at a step, "images heads queries keys" by layer.
+
+    like: a tensor on the device where they are compared.
+    """
+    maps = {}
+    for site in sites:
+        q, k = (store.read(Slot(part, site), step, like) for part in ("query", "key"))
+        maps[site] = cross_map(q, k, store.spec.shape(site).heads)
+    return maps
 
 
 def replayed_residual(

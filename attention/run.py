@@ -1,12 +1,12 @@
 """What is happening in one edit (mutable): made when sampling starts, dropped when it ends."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ..diffusion.errors import HostError
+from ..diffusion.errors import HostError, PlanError
 from .kernels import (
     Attention,
     edited_cross_attention,
@@ -20,6 +20,7 @@ from .probes import probe_maps
 from .replay import (
     check_recorded,
     replayed_cross_inputs,
+    replayed_maps,
     replayed_probe_inputs,
     replayed_residual,
     replayed_self_inputs,
@@ -102,6 +103,8 @@ class EditRun:
         self.rules_at(step)
         read = {site for site, rule in self._cross.items() if rule.from_source is not None}
         slots = {Slot(part, site) for site in read | set(self._probes) for part in ("query", "key")}
+        for guidance in self.map_guidances(step):
+            slots |= {Slot(part, site) for site in guidance.weights for part in ("query", "key")}
         slots |= {Slot("feature", block) for block in self._residuals}
         for site, rules in self._self.items():
             halves = {rule.source_half or half for half, rule in rules.items()}
@@ -113,6 +116,12 @@ class EditRun:
         if self.store is None:
             return
         steps = range(self.facts.start_step, self.facts.steps)
+        if any(guidance.published for step in steps for guidance in self.map_guidances(step)):
+            raise PlanError(
+                "the published XAttn-Guidance compares the maps of the negative prompt too, which "
+                "an attention store does not hold: turn 'published' off, or disconnect the "
+                "attention input of all controllers"
+            )
         check_recorded(self.store, {step: self.recorded_slots(step) for step in steps})
 
     def self_sites(self) -> set[Site]:
@@ -279,6 +288,12 @@ class EditRun:
         """Return how controls pull the target to the source's maps at a step, in order."""
         asked = [control.map_guidance(step) for control in self.controls]
         return [guidance for guidance in asked if guidance is not None]
+
+    def recorded_maps(
+        self, step: int, sites: Collection[Site], like: Tensor
+    ) -> dict[Site, Tensor] | None:
+        """Return the source's maps from the store (see `replayed_maps`), or None without one."""
+        return None if self.store is None else replayed_maps(self.store, sites, step, like)
 
     def last_guided_step(self) -> int:
         """Return the last step whose source latent is needed for its maps; -1 if there is none."""

@@ -49,6 +49,9 @@ TEMPLATES = (
 
 VOWELS = "aeiou"
 
+LARGEST_LIST = 2**20
+"""Most bytes of a list of sentences: some ten thousand of them."""
+
 
 def write_sentences(subject: str) -> list[str]:
     """Return a sentence per template about a subject: "cat" is written "a cat".
@@ -73,3 +76,27 @@ def read_sentences(text: str, name: str) -> list[str]:
             f"there is no {name} sentence; write one a line, or connect Sentence-Templates"
         )
     return sentences
+
+
+def decode_sentences(data: bytes, name: str) -> list[str]:
+    """Return the sentences of a text file, one a line.
+
+    Raises: TokenMapError when it is empty, not text in UTF-8, or larger than `LARGEST_LIST`.
+    """
+    if len(data) > LARGEST_LIST:
+        raise TokenMapError(
+            f"{name!r} has {len(data) / 2**20:.1f} MB, more than a list of sentences may have "
+            f"({LARGEST_LIST / 2**20:.0f} MB): keep a few hundred sentences"
+        )
+    try:
+        text = data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise TokenMapError(
+            f"{name!r} is not text in UTF-8 (byte {error.start + 1}); save it as UTF-8, one "
+            "sentence a line"
+        ) from error
+    if "\0" in text:
+        raise TokenMapError(f"{name!r} is not a text file; choose one with one sentence a line")
+    if not text.strip():
+        raise TokenMapError(f"{name!r} holds no sentence; write one a line")
+    return read_sentences(text, name)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 
 from ..attention.edit_direction import add_direction
@@ -55,26 +57,25 @@ def regularised(bench: Workbench) -> Trajectory:
     return bench.once("regularised", lambda: bench.invert(regularise="fixed"))
 
 
-def pix2pix_zero(invert, *controllers: AttentionGuidance, pinned: bool = False) -> Method:
-    """Return the method: an inversion, the direction, and controllers."""
+def pix2pix_zero(
+    invert: Callable[[Workbench], Trajectory], guided: bool = True, pinned: bool = False
+) -> Method:
+    """Return the method: an inversion and the direction, with or without XAttn-Guidance."""
 
     def method(bench: Workbench) -> Outcome:
         trajectory = invert(bench)
         if pinned:
             trajectory = bench.pinned(trajectory)
-        return bench.edit(trajectory, *controllers, positive=directed(bench))
+        guidance = [AttentionGuidance(bench.settings.amount)] if guided else []
+        return bench.edit(trajectory, *guidance, positive=directed(bench))
 
     return method
 
 
-GUIDANCE = AttentionGuidance(amount=0.1)
-
 DIRECTIONS: dict[str, Method] = {
-    "direction": pix2pix_zero(Workbench.ddim),
-    "direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim, GUIDANCE),
-    "DirectInversion + direction + XAttn-Guidance": pix2pix_zero(
-        Workbench.ddim, GUIDANCE, pinned=True
-    ),
-    "pix2pix-zero (regularised inversion)": pix2pix_zero(regularised, GUIDANCE),
-    "DirectInversion + pix2pix-zero": pix2pix_zero(regularised, GUIDANCE, pinned=True),
+    "direction": pix2pix_zero(Workbench.ddim, guided=False),
+    "direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim),
+    "DirectInversion + direction + XAttn-Guidance": pix2pix_zero(Workbench.ddim, pinned=True),
+    "pix2pix-zero (regularised inversion)": pix2pix_zero(regularised),
+    "DirectInversion + pix2pix-zero": pix2pix_zero(regularised, pinned=True),
 }

@@ -8,7 +8,7 @@ class Settings:
     """One set of parameters for every method that is compared.
 
     cross, self_: fractions of the steps of Prompt-to-Prompt's windows. blend: LocalBlend's
-    threshold.
+    threshold. amount: of XAttn-Guidance.
     """
 
     steps: int = 50
@@ -16,3 +16,4 @@ class Settings:
     cross: float = 0.6
     self_: float = 0.4
     blend: float = 0.3
+    amount: float = 0.1

@@ -1,8 +1,10 @@
 """Edit directions from the host's text encoders, and their files in the host's folders."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
+import comfy.sd1_clip
 import comfy.utils
 import torch
 from torch import Tensor
@@ -15,6 +17,9 @@ from .link_files import FileKind
 BATCH = 32
 SUFFIX = ".direction.safetensors"
 FILES = FileKind("direction", SUFFIX, "retrace/cat-to-dog", PlanError, "Save-Direction")
+
+Encoded = tuple[Tensor, Tensor | None]
+"""Embeddings "sentences tokens dim" and pooled vectors "sentences dim" or None."""
 
 list_directions = FILES.list
 find_direction = FILES.find
@@ -50,8 +55,7 @@ def mean_embedding(
 ) -> tuple[Tensor, Tensor | None]:
     """Return the mean embedding "1 tokens dim" and mean pooled vector "1 dim" or None.
 
-    One encoder whose sentences fit one chunk each takes many at once; several encoders (SDXL) have
-    a pooled vector that the host returns for one sentence at a time only.
+    Sentences whose tokens fit one chunk of the same length are encoded many at once.
     """
     tokens = [clip.tokenize(sentence) for sentence in sentences]
     total, pooled_total = None, None
@@ -66,26 +70,71 @@ def mean_embedding(
                 length = max(total.shape[1], summed.shape[1])
                 total = pad_tokens(total, length) + pad_tokens(summed, length)
             if pooled is not None:
-                pooled_total = pooled.double() + (0 if pooled_total is None else pooled_total)
+                added = pooled.double().sum(0, keepdim=True)
+                pooled_total = added if pooled_total is None else pooled_total + added
         progress.update(len(part))
     mean = (total / len(sentences)).float()
     return mean, None if pooled_total is None else (pooled_total / len(sentences)).float()
 
 
-def encode_part(clip: Any, tokens: Sequence[dict]):
-    """Yield (embeddings "sentences tokens dim", pooled "1 dim" or None) of some sentences."""
-    (name, *others) = tokens[0]
-    chunks = [entry[name] for entry in tokens]
-    alike = len({len(chunk) for entry in chunks for chunk in entry}) == 1
-    if not others and alike and all(len(entry) == 1 for entry in chunks):
-        together = {name: [entry[0] for entry in chunks]}
-        out = clip.encode_from_tokens(together)  # chunks come back end to end
-        yield out.reshape(len(chunks), -1, out.shape[-1]).cpu(), None
+def encode_part(clip: Any, tokens: Sequence[dict]) -> Iterator[Encoded]:
+    """Yield the encodings of some sentences, together if the host's encoder allows it."""
+    together = encode_together(clip, tokens) if len(tokens) > 1 else None
+    if together is not None:
+        yield together
         return
     for entry in tokens:
         check_interrupted()
         out, pooled = clip.encode_from_tokens(entry, return_pooled=True)
         yield out.cpu(), None if pooled is None else pooled.cpu()
+
+
+def encode_together(clip: Any, tokens: Sequence[dict]) -> Encoded | None:
+    """Return the encodings of sentences handed to the host as the chunks of one prompt.
+
+    None where that gives something else than one by one: sentences of several chunks or of other
+    lengths, encoders whose tokens do not stand side by side (SD3), a pooled vector that is not
+    that of one encoder. The host returns the first chunk's pooled vector only; the others' are
+    read where the encoder hands them over.
+    """
+    names = list(tokens[0])
+    if any(len(entry[name]) != 1 for entry in tokens for name in names):
+        return None
+    lengths = {len(entry[name][0]) for entry in tokens for name in names}
+    if len(lengths) != 1:
+        return None
+    prompt = {name: [entry[name][0] for entry in tokens] for name in names}
+    with pooled_vectors(clip) as found:
+        out, first = clip.encode_from_tokens(prompt, return_pooled=True)
+    if out.shape[:2] != (1, len(tokens) * lengths.pop()):
+        return None
+    embeddings = out.reshape(len(tokens), -1, out.shape[-1]).cpu()
+    if first is None:
+        return embeddings, None
+    first = first.cpu()
+    for rows in found:
+        if rows[:1].shape == first.shape and torch.equal(rows[:1].to(first), first):
+            return embeddings, rows[: len(tokens)]  # an empty prompt may follow, for weights
+    return None
+
+
+@contextmanager
+def pooled_vectors(clip: Any) -> Iterator[list[Tensor]]:
+    """Collect the pooled vectors "chunks dim" that the encoders of a CLIP make in a with block."""
+    found: list[Tensor] = []
+
+    def keep(encoder: Any, inputs: tuple, outputs: tuple) -> None:
+        if outputs[1] is not None:
+            found.append(outputs[1].detach().cpu())
+
+    modules = clip.cond_stage_model.modules()
+    encoders = [module for module in modules if isinstance(module, comfy.sd1_clip.SDClipModel)]
+    handles = [encoder.register_forward_hook(keep) for encoder in encoders]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 def pad_tokens(embedding: Tensor, length: int) -> Tensor:

@@ -170,7 +170,10 @@ class EditSampler(comfy.samplers.Sampler):
         for guidance in self.run.map_guidances(step):
             if source is None:
                 raise PlanError("XAttn-Guidance needs the source branch, which has ended")
-            target = self.puller.pull(self, guidance, step, sigma, source, target, options)
+            recorded = self.run.recorded_maps(step, guidance.weights, target)
+            target = self.puller.pull(
+                self, guidance, step, sigma, source, target, options, recorded
+            )
         return target
 
     def scale(self, branch: str) -> float:

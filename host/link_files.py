@@ -16,14 +16,15 @@ class FileKind(NamedTuple):
     """What the files of one link value are called, and how to complain about them.
 
     name: "trajectory"; suffix: how file names end; example: a prefix that works; error: the class
-    raised; saver: the node that writes them.
+    raised; saver: the node that writes them; advice: how to get a file where there is none such.
     """
 
     name: str
     suffix: str
     example: str
     error: type[RetraceError]
-    saver: str
+    saver: str = ""
+    advice: str = ""
 
     def list(self) -> list[str]:
         """Return the names of the files in the host's folders, with the folder's mark."""
@@ -43,8 +44,8 @@ class FileKind(NamedTuple):
         allowed = [Path(folder_paths.get_directory_by_type(kind)).resolve() for kind in FOLDERS]
         if not any(path.is_relative_to(folder) for folder in allowed) or not path.is_file():
             raise self.error(
-                f"there is no {self.name} file {name!r} in the host's input or output folder; run "
-                f"{self.saver} first, or refresh the node"
+                f"there is no {self.name} file {name!r} in the host's input or output folder; "
+                f"{self.advice or f'run {self.saver} first'}, or refresh the node"
             )
         return path
 

@@ -42,11 +42,14 @@ class MapPuller:
         source: Tensor,
         target: Tensor,
         options: dict,
+        recorded: dict[Site, Tensor] | None = None,
     ) -> Tensor:
         """Return the target after one step against the gradient of the maps' distance.
 
         The step is amount times the gradient with respect to z = x / sqrt(1 + sigma^2), as
         published. Leaves rows' own latents in `sampler.own` in the published mode.
+        recorded: the source's maps, "images heads queries keys" by layer; its rows are not
+          evaluated then.
         Raises: DivergenceError when the step is not finite or longer than the latent.
         """
         check_interrupted()
@@ -63,6 +66,7 @@ class MapPuller:
             options,
             guidance.weights,
             mode,
+            recorded,
         )
         self.out_of_memory |= checkpointed and mode == "auto"
         scale = 1.0 if sampler.trajectory.model.flow else float(1 + sigma**2)
@@ -97,11 +101,13 @@ def map_gradients(
     options: dict,
     weights: dict[Site, float],
     mode: str,
+    recorded: dict[Site, Tensor] | None = None,
 ) -> tuple[Tensor, dict[Role, Tensor], bool]:
     """Return the maps' distance per image, its gradient with respect to each target row's latent
     by role (float32), and whether checkpointing was used.
 
     pairs: (source row, target row) whose maps are compared. Source rows run without gradients.
+    recorded: the maps of the first rows of all pairs, which are then not evaluated.
     Controllers do not act here: the maps are the ones the prompts make by themselves.
     """
     models = guided_models(guider)
@@ -110,10 +116,13 @@ def map_gradients(
         level = sigma.clone()
         images = len(pairs[0][1].x)
         sources, targets = ([copy_row(pair[i]) for pair in pairs] for i in (0, 1))
-        wanted: dict[Site, Tensor] = {}
-        with torch.no_grad():
-            look = recording(options, weights, lambda site, found: wanted.update({site: found}))
-            guider.denoise_rows(sources, level, look)
+        wanted: dict[Site, Tensor] = recorded or {}
+        if not wanted:
+            with torch.no_grad():
+                look = recording(
+                    options, weights, lambda site, found: wanted.update({site: found})
+                )
+                guider.denoise_rows(sources, level, look)
         missed = set(weights) - set(wanted)
         if missed:
             raise HostError(

@@ -16,22 +16,51 @@ def demo(comfy):
     return load_demo()
 
 
-class TwoEncoders:
-    """A text encoder beside itself, as SDXL has two, with a pooled vector."""
+WIDTH = 32
+CLIP_CONFIG = {"hidden_size": WIDTH, "num_hidden_layers": 3, "num_attention_heads": 2,
+               "intermediate_size": 48}  # fmt: skip
+T5_CONFIG = {"d_model": WIDTH, "d_ff": 48, "d_kv": 16, "num_heads": 2, "num_layers": 2}
+SMALL = {"clip_l_model_config": CLIP_CONFIG, "clip_g_model_config": CLIP_CONFIG,
+         "t5xxl_model_config": T5_CONFIG}  # fmt: skip
+KINDS = ("SDXL", "SDXL refiner", "T5 padded", "T5 unpadded")
 
-    def __init__(self, clip):
-        self.clip = clip
 
-    def tokenize(self, text):
-        tokens = self.clip.tokenize(text)
-        (entry,) = tokens.values()
-        return {"g": entry, "l": entry}
+def make_clip(kind):
+    """Return the host's own text encoders of a model family, small and with random weights."""
+    from types import SimpleNamespace
 
-    def encode_from_tokens(self, tokens, return_pooled=False):
-        assert return_pooled
-        (name,) = self.clip.tokenize("").keys()
-        out, pooled = self.clip.encode_from_tokens({name: tokens["g"]}, return_pooled=True)
-        return torch.cat([out, out], dim=-1), pooled
+    import comfy.sd
+    from comfy import sd1_clip, sdxl_clip
+    from comfy.text_encoders import pixart_t5, sd3_clip
+
+    class PaddedTokenizer(sd1_clip.SD1Tokenizer):
+        def __init__(self, **given):
+            super().__init__(clip_name="t5xxl", tokenizer=sd3_clip.T5XXLTokenizer, **given)
+
+    class RefinerTokenizer(sd1_clip.SD1Tokenizer):
+        def __init__(self, **given):
+            super().__init__(clip_name="g", tokenizer=sdxl_clip.SDXLClipGTokenizer, **given)
+
+    model, tokenizer = {
+        "SDXL": (sdxl_clip.SDXLClipModel, sdxl_clip.SDXLTokenizer),
+        "SDXL refiner": (sdxl_clip.SDXLRefinerClipModel, RefinerTokenizer),
+        "T5 padded": (pixart_t5.pixart_te(), PaddedTokenizer),
+        "T5 unpadded": (pixart_t5.pixart_te(), pixart_t5.PixArtTokenizer),
+    }[kind]
+    target = SimpleNamespace(params={}, clip=model, tokenizer=tokenizer)
+    clip = comfy.sd.CLIP(target, model_options={**SMALL, "dtype": torch.float32})
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in clip.cond_stage_model.parameters():
+            if parameter.ndim:
+                noise = torch.randn(parameter.shape, generator=generator)
+                parameter.copy_(noise * WIDTH**-0.5 if parameter.ndim > 1 else 1 + 0.1 * noise)
+    return clip
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def encoders(request, comfy):
+    return request.param, make_clip(request.param)
 
 
 def one_by_one(clip, sentences):
@@ -58,14 +87,66 @@ def test_more_sentences_than_a_batch_are_all_counted(demo):
     assert torch.allclose(direction.tokens, expected, atol=1e-5)
 
 
-def test_several_encoders_give_a_pooled_direction_too(demo):
+def padded_mean(clip, sentences):
+    """Encode one by one; return the means of tokens (padded with zeros) and of pooled vectors."""
+    encoded = [clip.encode_from_tokens(clip.tokenize(text), return_pooled=True)
+               for text in sentences]
+    length = max(out.shape[1] for out, _ in encoded)
+    pad = torch.nn.functional.pad
+    tokens = torch.stack([pad(out, (0, 0, 0, length - out.shape[1])) for out, _ in encoded])
+    pooled = [vector for _, vector in encoded]
+    return tokens.mean(0), None if pooled[0] is None else torch.stack(pooled).mean(0)
+
+
+def test_real_encoders_give_the_mean_of_their_sentences(encoders):
     from retrace.host.edit_direction import make_direction
 
-    clip = TwoEncoders(demo.clip)
-    direction = make_direction(clip, SOURCES, TARGETS)
-    source, target = one_by_one(clip, SOURCES), one_by_one(clip, TARGETS)
-    assert torch.allclose(direction.tokens, target[0] - source[0], atol=1e-5)
-    assert torch.allclose(direction.pooled, target[1] - source[1], atol=1e-5)
+    kind, clip = encoders
+    sources = [*SOURCES, "a (red:1.3) circle"]  # a weight makes the host encode an empty prompt
+    direction = make_direction(clip, sources, [*TARGETS, *TARGETS])
+    (from_tokens, from_pooled), (to_tokens, to_pooled) = (
+        padded_mean(clip, sentences) for sentences in (sources, TARGETS)
+    )
+    assert torch.allclose(direction.tokens, to_tokens - from_tokens, atol=1e-5)
+    assert direction.tokens.shape[-1] == (2 * WIDTH if kind == "SDXL" else WIDTH)
+    assert float(direction.tokens.norm()) > 0.1
+    if kind.startswith("T5"):
+        assert direction.pooled is None and to_pooled is None
+    else:
+        assert torch.allclose(direction.pooled, to_pooled - from_pooled, atol=1e-5)
+        assert float(direction.pooled.norm()) > 0.1
+
+
+def test_real_encoders_run_once_for_many_sentences(encoders):
+    import comfy.sd1_clip
+    from retrace.host.edit_direction import make_direction
+
+    kind, clip = encoders
+    calls = []
+    found = [module for module in clip.cond_stage_model.modules()
+             if isinstance(module, comfy.sd1_clip.SDClipModel)]
+    hooks = [one.register_forward_hook(lambda *call: calls.append(call)) for one in found]
+    make_direction(clip, SOURCES, TARGETS)
+    for hook in hooks:
+        hook.remove()
+    # sentences of different lengths cannot share a batch where nothing pads them
+    expected = len(SOURCES) + len(TARGETS) if kind == "T5 unpadded" else 2 * len(found)
+    assert len(calls) == expected
+    assert not any(module._forward_hooks for module in found)
+
+
+def test_a_direction_between_single_prompts_arrives_at_the_target(encoders):
+    from retrace.attention.edit_direction import add_direction
+    from retrace.host.edit_direction import make_direction
+    from retrace.host.tokens import encode
+
+    _, clip = encoders
+    direction = make_direction(clip, SOURCES[:1], TARGETS[:1])
+    ((tokens, extra),) = add_direction(encode(clip, SOURCES[0]), direction, 1.0)
+    ((wanted, given),) = encode(clip, TARGETS[0])
+    assert torch.allclose(tokens, wanted, atol=1e-5)
+    if given["pooled_output"] is not None:
+        assert torch.allclose(extra["pooled_output"], given["pooled_output"], atol=1e-5)
 
 
 def test_equal_sentences_are_refused(demo):

@@ -77,6 +77,7 @@ def test_a_replayed_edit_equals_the_live_one(model, pair, trajectory, prompts, s
 def controllers(pair) -> dict:
     from retrace.attention.key_masks import make_auto_mask
     from retrace.attention.local_blend import make_blend
+    from retrace.attention.map_guidance import AttentionGuidance
     from retrace.attention.masactrl import MasaCtrl
     from retrace.attention.plug_and_play import PlugAndPlay
 
@@ -89,12 +90,13 @@ def controllers(pair) -> dict:
         "automatic masks": [MasaCtrl(start_step=1, start_layer=3, auto=auto)],
         "features and maps": [PlugAndPlay(0.8, 0.5)],
         "unified": [p2p(pair, self_replace=(0.0, 0.0)), MasaCtrl(start_step=1, start_layer=3)],
+        "guided swap": [p2p(pair), AttentionGuidance(amount=0.5, until=0.5)],
     }
 
 
 @pytest.mark.parametrize(
     "name", ["refine and reweight", "local blend", "mutual attention", "automatic masks",
-             "features and maps", "unified"],
+             "features and maps", "unified", "guided swap"],
 )
 def test_every_controller_replays(name, model, pair, trajectory, prompts, store):
     from retrace.host.editing import run_edit, with_controller
@@ -106,8 +108,47 @@ def test_every_controller_replays(name, model, pair, trajectory, prompts, store)
     inputs = trajectory, prompts["target"], prompts["negative"]
     expected, replayed = run_edit(live, *inputs), run_edit(replaying, *inputs)
     close(replayed.edited, expected.edited, 1e-3)
-    assert replayed.report["row_forwards"] == STEPS * 2 * 2
+    guided = len(replayed.report.get("gradient_norm", "").split())
+    assert replayed.report["row_forwards"] == (STEPS * 2 + guided) * 2
     assert torch.equal(replayed.mask, expected.mask)
+
+
+@pytest.mark.parametrize("asked", [{}, {"normalise": False, "layers": "output", "until": 0.5}])
+def test_replayed_map_guidance_equals_the_live_one(asked, model, trajectory, prompts, store):
+    from retrace.attention.map_guidance import AttentionGuidance
+    from retrace.host.editing import run_edit
+
+    guidance = AttentionGuidance(amount=0.5, **asked)
+    live, replayed = (edit(model, guidance, trajectory, prompts, kept) for kept in (None, store))
+    plain = run_edit(model, trajectory, prompts["target"], prompts["negative"])
+    change = float((live.edited - plain.edited).norm())
+    assert change > 0.01 * float(plain.edited.norm())
+    assert float((replayed.edited - live.edited).norm()) <= 1e-2 * change
+    close(replayed.edited, live.edited, 1e-4)
+    norms = [[float(x) for x in run.report["gradient_norm"].split()] for run in (live, replayed)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    guided = len(norms[0])
+    assert replayed.report["row_forwards"] == 2 * (STEPS * 2 + guided)  # 2 images
+    assert live.report["row_forwards"] == 2 * (STEPS * 2 + 2 * guided)
+
+
+def test_published_map_guidance_refuses_a_store(model, trajectory, prompts, store):
+    from retrace.attention.map_guidance import AttentionGuidance
+    from retrace.diffusion.errors import PlanError
+
+    with pytest.raises(PlanError, match="turn 'published' off"):
+        edit(model, AttentionGuidance(published=True), trajectory, prompts, store)
+
+
+def test_a_store_without_the_guided_layers_is_refused(model, trajectory, prompts):
+    from retrace.attention.map_guidance import AttentionGuidance
+    from retrace.diffusion.errors import PlanError
+    from retrace.host.capture import capture_attention
+
+    part, _ = capture_attention(model, trajectory, kind="cross", window=(0.0, 0.5))
+    edit(model, AttentionGuidance(until=0.5), trajectory, prompts, part)
+    with pytest.raises(PlanError, match=r"of cross .* at step 4"):
+        edit(model, AttentionGuidance(), trajectory, prompts, part)
 
 
 def test_a_replayed_edit_costs_target_rows_only(model, pair, trajectory, prompts, store):
