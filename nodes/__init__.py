@@ -41,6 +41,7 @@ class RetraceExtension(ComfyExtension):
             directions.ApplyDirection,
             directions.SaveDirection,
             directions.LoadDirection,
+            directions.LoadSentences,
             ledits.SparseGuidanceNode,
             structure.MasaCtrlController,
             structure.PnPController,

@@ -5,7 +5,7 @@ from comfy_api.latest import io, ui
 from ..attention.edit_direction import add_direction
 from ..attention.sentences import read_sentences, write_sentences
 from ..diffusion.errors import RetraceError
-from ..host import edit_direction
+from ..host import edit_direction, sentence_files
 from . import types
 
 STRENGTH = {
@@ -45,6 +45,49 @@ class SentenceTemplates(io.ComfyNode):
     def execute(cls, source_word, target_word) -> io.NodeOutput:
         return io.NodeOutput("\n".join(write_sentences(source_word)),
                              "\n".join(write_sentences(target_word)))
+
+
+class LoadSentences(io.ComfyNode):
+    """Load-Sentences."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return types.schema(
+            node_id="RetraceLoadSentences",
+            display_name="Load-Sentences",
+            description=(
+                "Reads your own list of sentences about one thing for Edit-Direction: a text file, "
+                "one sentence a line (pix2pix-zero, Parmar et al. 2023, takes about a thousand)."
+            ),
+            search_aliases=["pix2pix-zero sentences", "load prompts", "text file"],
+            inputs=[
+                io.Combo.Input("file", options=sentence_files.list_sentence_files(),
+                               tooltip=(
+                                   "A .txt file in the input or output folder, UTF-8, at most "
+                                   "1 MB; empty lines are left out."
+                               )),
+            ],
+            outputs=[
+                io.String.Output("sentences", display_name="sentences",
+                                 tooltip="One a line, for one side of Edit-Direction."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, file) -> bool | str:
+        try:
+            sentence_files.find_sentences(file)
+        except RetraceError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, file) -> str:
+        return sentence_files.fingerprint(file)
+
+    @classmethod
+    def execute(cls, file) -> io.NodeOutput:
+        return io.NodeOutput("\n".join(sentence_files.load_sentences(file)))
 
 
 class EditDirectionNode(io.ComfyNode):

@@ -126,6 +126,7 @@ class XAttnGuidance(io.ComfyNode):
                                    "memory. 'auto' starts when memory runs out, 'never' turns it "
                                    "off."
                                )),
+                types.recorded_input(),
             ],
             outputs=[
                 io.Model.Output("model", display_name="model",
@@ -135,8 +136,8 @@ class XAttnGuidance(io.ComfyNode):
 
     @classmethod
     def execute(cls, model, amount, until, layers="", normalise=True, published=False,
-                checkpointing="auto") -> io.NodeOutput:
+                checkpointing="auto", attention=None) -> io.NodeOutput:
         return io.NodeOutput(with_controller(model, AttentionGuidance(
             amount=amount, until=until, layers=layers, normalise=normalise, published=published,
             checkpointing=checkpointing,
-        )))
+        ), attention))

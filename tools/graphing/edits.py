@@ -8,6 +8,7 @@ from .parts import Start, invert, prompt_to_prompt, sample, show
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
 SAVED = "retrace/trajectory_00001_.trajectory.safetensors [output]"  # the first that is saved
 SAVED_DIRECTION = "retrace/direction_00001_.direction.safetensors [output]"
+OWN_SENTENCES = ("source.txt", "target.txt")  # files that the user writes
 
 
 def word_swap(graph: Graph, start: Start) -> None:
@@ -210,6 +211,16 @@ def pix2pix_zero(graph: Graph, start: Start) -> None:
         edit = sample(graph, start, model, trajectory, positive=again)
         image = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
         graph.add("SaveImage", "Edited", images=image, filename_prefix="Retrace/direction")
+    with graph.group("Your own lists of sentences: switch these on", muted=True):
+        lists = [
+            graph.add("RetraceLoadSentences", f"Load-Sentences, {name}", file=name).sentences
+            for name in OWN_SENTENCES
+        ]
+        direction = graph.add(
+            "RetraceEditDirection", clip=start.loader.clip, conditioning=start.source,
+            source_sentences=lists[0], target_sentences=lists[1],
+        ).direction  # fmt: skip
+        graph.add("RetraceSaveDirection", direction=direction, filename_prefix="retrace/own")
 
 
 def edit_many(graph: Graph, start: Start) -> None:

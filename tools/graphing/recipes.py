@@ -219,7 +219,7 @@ RECIPES: tuple[Recipe, ...] = (
         "sentences; XAttn-Guidance holds the word maps to the source's by a gradient step before "
         "each step. About three times the cost of a plain edit.",
         (
-            "the sentences, or the words of Sentence-Templates",
+            "the sentences, the words of Sentence-Templates, or Load-Sentences with your own",
             "**strength** in Edit-Direction: how far to move; negative moves the other way",
             "**amount** in XAttn-Guidance: more keeps more of the layout",
         ),
