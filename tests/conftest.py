@@ -4,6 +4,7 @@ import asyncio
 import json
 import os
 import sys
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,30 @@ from fixtures_server import client, object_info, run_workflow, server  # noqa: E
 from pack import load_pack  # noqa: E402
 
 load_pack()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log):
+    """Share the suite between processes by file, all files that need the server in one.
+
+    Not `--dist loadgroup`: with pytest 9.2 its groups are not seen.
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::")[0]
+            return "server" if needs_server(ROOT / file) else file
+
+    return ByFile(config, log)
+
+
+@cache
+def needs_server(file: Path) -> bool:
+    """Tell whether a file's tests, or all tests of its folder, are marked `server`."""
+    texts = (path.read_text(encoding="utf-8") for path in (file, file.with_name("conftest.py"))
+             if path.exists() and path != Path(__file__))  # fmt: skip
+    return any("mark.server" in text for text in texts)
 
 
 def comfyui_path() -> Path | None:

@@ -1,10 +1,11 @@
 #!/usr/bin/env python3
-"""A ComfyUI host from nothing, and four things to do with it.
+"""A ComfyUI host from nothing, and five things to do with it.
 
     python3 tools/host.py demo     edit an image on a real ComfyUI server, write results to output/
     python3 tools/host.py test     run the test suite (arguments go to pytest)
     python3 tools/host.py serve    start the server and its web page with the pack installed
     python3 tools/host.py bench    measure methods or speed (a name and its arguments follow)
+    python3 tools/host.py evaluate edit a data set by workflows, measure, report (--help says more)
 
 The first run sets up a host under .host/ (several GB, a few minutes); later runs use it again.
 Environment: COMFYUI_PATH=/some/ComfyUI uses that one, run by the Python that runs this command or
@@ -25,6 +26,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 from hosting import demo
+from hosting.browser import ensure_chromium
 from hosting.errors import HostError, RunError, SetupError
 from hosting.layout import REPOSITORY, Host, environment
 from hosting.progress import Progress
@@ -46,31 +48,51 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "bench", help="run a benchmark; arguments go to tools/bench.py", add_help=False
     )
+    commands.add_parser(
+        "evaluate", help="edit a data set by workflows and measure", add_help=False
+    )
     server.add_argument("--port", type=int, default=8188)
     server.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     return parser
 
 
-def run_tests(host: Host, arguments: list[str]) -> int:
-    """Run pytest over the repository in the host's Python; return its exit status."""
-    if not host.owned:
-        asked = subprocess.run(
-            [str(host.python), "-c", "import pytest, pytest_timeout"],
-            capture_output=True,
-            check=False,
+def run_tests(host: Host, arguments: list[str], progress: Progress) -> int:
+    """Run pytest over the repository in the host's Python; return its exit status.
+
+    The whole suite is shared by two processes where there are two cores, with half of the threads
+    each: one has the tests of the server, which is shared, the other the rest. What names its
+    tests or options runs in one process.
+    """
+    if not host.owned and not imports(host, "pytest, pytest_timeout"):
+        raise SetupError(
+            f"{host.python} lacks pytest or pytest-timeout: "
+            f"run `{host.python} -m pip install pytest pytest-timeout`."
         )
-        if asked.returncode:
-            raise SetupError(
-                f"{host.python} lacks pytest or pytest-timeout: "
-                f"run `{host.python} -m pip install pytest pytest-timeout`."
-            )
+    env = host_environment(host)
+    if not arguments:
+        ensure_chromium(host, progress)
+        if (os.cpu_count() or 1) > 1 and imports(host, "xdist"):
+            arguments = ["-n", "2", "--dist", "loadscope"]
+            env["OMP_NUM_THREADS"] = str(max(int(env["OMP_NUM_THREADS"]) // 2, 1))
     command = [str(host.python), "-m", "pytest", *arguments]
-    return subprocess.call(command, cwd=REPOSITORY, env=host_environment(host))
+    return subprocess.call(command, cwd=REPOSITORY, env=env)
+
+
+def imports(host: Host, modules: str) -> bool:
+    """Tell whether the host's Python has these modules."""
+    asked = subprocess.run([str(host.python), "-c", f"import {modules}"], capture_output=True)
+    return asked.returncode == 0
 
 
 def run_bench(host: Host, arguments: list[str]) -> int:
     """Run one benchmark in the host's Python; return its exit status."""
     command = [str(host.python), str(REPOSITORY / "tools" / "bench.py"), *arguments]
+    return subprocess.call(command, env=host_environment(host))
+
+
+def run_evaluation(host: Host, arguments: list[str]) -> int:
+    """Run an evaluation in the host's Python; return its exit status."""
+    command = [str(host.python), str(REPOSITORY / "tools" / "evaluate.py"), *arguments]
     return subprocess.call(command, env=host_environment(host))
 
 
@@ -89,9 +111,11 @@ def main(arguments: list[str]) -> int:
     rest = rest[1:] if rest[:1] == ["--"] else rest
     progress = Progress()
     if options.command == "test":
-        return run_tests(find_host(progress), rest)
+        return run_tests(find_host(progress), rest, progress)
     if options.command == "bench":
         return run_bench(find_host(progress), rest)
+    if options.command == "evaluate":
+        return run_evaluation(find_host(progress), rest)
     if options.command == "serve":
         check_port(options.port)
         return serve(find_host(progress), options.port, options.cpu or None, tuple(rest))

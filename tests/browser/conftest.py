@@ -1,13 +1,12 @@
 """A headless Chromium on the real page of the shared server; skipped where there is none."""
 
 import os
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hosting.browser import find_chromium
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome")
 FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --enable-unsafe-swiftshader"
@@ -29,10 +28,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def browser() -> Iterator:
     """Chromium, started once."""
     api = pytest.importorskip("playwright.sync_api", reason="no playwright")
-    path = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if path is None:
-        pytest.skip("no Chromium on this machine")
     with api.sync_playwright() as playwright:
+        path = find_chromium() or Path(playwright.chromium.executable_path)
+        if not path.is_file():
+            pytest.skip("no Chromium: 'python3 tools/host.py test' says how to get it")
         started = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield started
         started.close()
