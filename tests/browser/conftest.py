@@ -11,7 +11,7 @@ FLAGS = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync --enable-unsafe-swiftshader"
 ).split()
-READY = "window.app && window.app.graph && window.app.extensionManager"
+READY = "window.app?.graph?._nodes?.length && window.app.extensionManager"  # the default graph
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -44,9 +44,9 @@ def page(browser, client) -> Iterator:
     tab.set_default_timeout(120_000)
     tab.failures = []
     tab.on("pageerror", lambda error: tab.failures.append(str(error)))
+    client.post("/settings", {"Comfy.TutorialCompleted": True})  # else a dialog opens, at some time
     tab.goto(client.url)
     tab.wait_for_function(READY)
-    tab.wait_for_timeout(2000)  # the page goes on to load its default graph
     yield tab
     tab.close()
 
@@ -57,6 +57,7 @@ def keep(page):
 
     def take(name: str) -> None:
         if folder := os.environ.get("RETRACE_SCREENSHOTS"):
+            page.wait_for_timeout(2000)  # pictures and transitions
             page.screenshot(path=str(Path(folder) / f"page_{name}.jpg"), quality=85)
 
     return take
