@@ -5,10 +5,19 @@ import ast
 import pytest
 import torch
 from retrace.attention.alignment import make_token_map
-from retrace.attention.kernels import edit_values
+from retrace.attention.kernels import edit_values, self_rows, take_rows
 from retrace.attention.local_blend import LocalBlend
 from retrace.attention.plan import RunFacts
-from retrace.attention.prompt_to_prompt import cross_rule, equalizer
+from retrace.attention.probes import probe_maps
+from retrace.attention.prompt_to_prompt import PromptPair, PromptToPrompt, cross_rule, equalizer
+from retrace.attention.rows import (
+    SOURCE_COND,
+    SOURCE_UNCOND,
+    TARGET_COND,
+    TARGET_UNCOND,
+    RowLayout,
+)
+from retrace.attention.rules import Probe
 from retrace.attention.sites import Site
 from retrace.attention.tokens import Token, TokenizedPrompt
 from retrace.attention.windows import token_gates, window_steps
@@ -136,6 +145,80 @@ def test_value_side_rule_gives_the_edited_map_times_the_values(name, mode, step,
             parts.append(target @ weighted)
         ours = sum(parts)
     torch.testing.assert_close(ours, expected @ values, rtol=1e-5, atol=1e-5)
+
+
+ROLES = (SOURCE_UNCOND, TARGET_UNCOND, SOURCE_COND, TARGET_COND)
+"""Rows of the golden maps, two heads each."""
+
+
+def unit_control(name, mode, prompts, tokens):
+    """Return one of the golden file's controllers for a layer of so many tokens, and the layer."""
+    source, target = prompts[1] if name == "refine" else prompts[0]
+    controller = PromptToPrompt(
+        PromptPair(source, target, published=True), mode, (0.0, 0.4), (0.0, 0.6),
+        reweight=(("dog", 2.0),) if name.startswith("reweight") else (), self_tokens=32 * 32,
+    )
+    site = Site("self", "output", 0, 0, 0, 1)
+    height, width = (8, 8) if tokens == 64 else (22, 50)
+    return controller.prepare(RunFacts(10, 0, height, width, 1, (site,))), site
+
+
+def fed_maps(control, site, step, maps):
+    """Return every row's self-attention map, "rows heads queries keys", as the rules feed it."""
+    rules = {
+        half: rule
+        for half in ("cond", "uncond")
+        if (rule := control.self_rule(step, site, half)) is not None
+    }
+    layout = RowLayout(ROLES, 1)
+    queries, keys, values = (self_rows(layout, part, rules) for part in ("query", "key", "value"))
+    assert queries == keys and values is None  # a map belongs to one row; values stay
+    return take_rows(maps.unflatten(0, (4, 2)), queries)
+
+
+@pytest.mark.parametrize("step", [0, 3, 4, 5, 6, 9])
+@pytest.mark.parametrize(("name", "mode"), UNITS)
+def test_self_attention_is_fed_the_published_maps(name, mode, step, aligner, prompts):
+    tensors, _ = aligner
+    control, site = unit_control(name, mode, prompts, 64)
+    expected = tensors[f"unit.{name}.step{step}.self"].unflatten(0, (4, 2))
+    assert torch.equal(fed_maps(control, site, step, tensors["unit.in_self"]), expected)
+    assert torch.equal(expected[3], expected[2]) == (step < 6)  # the window is seen to end
+
+
+@pytest.mark.parametrize(("name", "mode"), UNITS)
+def test_self_attention_of_too_many_tokens_is_left_alone_as_published(name, mode, aligner, prompts):
+    tensors, _ = aligner
+    control, site = unit_control(name, mode, prompts, 1100)
+    expected = tensors[f"unit.{name}.step0.self_big"].unflatten(0, (4, 2))
+    assert torch.equal(fed_maps(control, site, 0, tensors["unit.in_self_big"]), expected)
+
+
+@pytest.mark.parametrize(("name", "mode"), UNITS)
+def test_maps_add_up_over_steps_after_their_edit_as_published(name, mode, aligner, prompts):
+    """The published store: the conditional half, two steps, cross- and self-attention."""
+    tensors, _ = aligner
+    control, site = unit_control(name, mode, prompts, 64)
+    maps = tensors["unit.in_cross"].unflatten(0, (4, 2))  # [rows heads queries tokens]
+
+    def attention(q, k, v):
+        """Multiply values by maps that ride in the queries."""
+        v = v.unflatten(2, (2, -1)).transpose(1, 2)
+        return (q.unflatten(2, (2, 77)).transpose(1, 2) @ v).transpose(1, 2).flatten(2)
+
+    every = Probe(torch.eye(77), torch.eye(77))
+    queries, keys = maps.transpose(1, 2).flatten(2), torch.zeros(4, 77, 2 * 32)
+    found, fed = [], []
+    for step in (0, 1):
+        rule = unit_rule(name, mode, prompts, step)
+        layout = RowLayout(ROLES, 1)
+        seen = probe_maps(queries, keys, layout, rule, every, attention, heads=2)
+        found.append(torch.cat(seen))
+        fed.append(fed_maps(control, site, step, tensors["unit.in_self"])[2:])
+    cross = tensors[f"unit.{name}.store_after2.down_cross"].unflatten(0, (2, 2)).mean(1)
+    torch.testing.assert_close(sum(found), cross, rtol=1e-5, atol=1e-6)
+    own = tensors[f"unit.{name}.store_after2.up_self"].unflatten(0, (2, 2))
+    assert torch.equal(sum(fed), own)
 
 
 @pytest.mark.parametrize("name", ["default", "th55", "sub"])
