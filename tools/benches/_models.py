@@ -47,15 +47,18 @@ ARCHITECTURES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 
 
-def make_model(architecture: str, seed: int = 0) -> Any:
-    """Return a MODEL with random weights on the host's device: fp16 on a GPU, fp32 on the CPU."""
+def make_model(architecture: str, seed: int = 0, dtype: torch.dtype | None = None) -> Any:
+    """Return a MODEL with random weights on the host's device.
+
+    dtype: None for fp16 on a GPU and fp32 on the CPU.
+    """
     import comfy.model_management as management
     import comfy.model_patcher
     import comfy.supported_models
 
     config_class, unet_config = ARCHITECTURES[architecture]
     device = management.get_torch_device()
-    dtype = torch.float32 if device.type == "cpu" else torch.float16
+    dtype = dtype or (torch.float32 if device.type == "cpu" else torch.float16)
 
     class Config(getattr(comfy.supported_models, config_class)):
         unet_extra_config: dict = {}  # noqa: RUF012  the host's own name, read by its constructor
@@ -67,7 +70,9 @@ def make_model(architecture: str, seed: int = 0) -> Any:
     with torch.no_grad():
         for parameter in model.diffusion_model.parameters():
             scale = parameter[0].numel() ** -0.5 if parameter.ndim > 1 else 0.1
-            noise = torch.randn(parameter.shape, generator=generator, device=device) * scale
+            noise = torch.randn(
+                parameter.shape, generator=generator, device=device, dtype=dtype
+            ) * scale
             parameter.copy_(noise if parameter.ndim > 1 else noise + 0.5)
     return comfy.model_patcher.ModelPatcher(model, load_device=device, offload_device=device)
 

@@ -19,6 +19,9 @@ from retrace.evaluation import tables
 from training.host import use_host
 
 WINDOWS = {"cross": 0.4, "self": 0.6}
+OPEN = {"cross": 1.0, "self": 1.0}
+"""Every step controlled."""
+
 CFG = 7.5
 LIMITS = {"same": 1.10, "published": 0.45, "replay": 1.7, "memory": 1.05}
 
@@ -37,11 +40,13 @@ Replays = tuple[str, Cost, Cost, float, float]
 
 @dataclass
 class Bench:
-    """Model, prompts and trajectory of one comparison."""
+    """Model, prompts and trajectory of one comparison. dtype: the model's; None for its usual."""
 
     architecture: str
     size: int
     steps: int
+    windows: dict[str, float] = field(default_factory=lambda: WINDOWS)
+    dtype: torch.dtype | None = None
     seed: int = 0
     model: Any = field(init=False)
     prompts: dict[str, list] = field(init=False)
@@ -52,7 +57,7 @@ class Bench:
 
         from . import _models
 
-        self.model = _models.make_model(self.architecture, self.seed)
+        self.model = _models.make_model(self.architecture, self.seed, self.dtype)
         self.prompts = _models.make_prompts(self.architecture)
         self.trajectory = self.invert(self.model).replace(source_rule=SourceRule(pinned=True))
 
@@ -69,7 +74,9 @@ class Bench:
         samples = torch.randn(1, 4, side, side, generator=generator)
         return invert(model, self.prompts["source"], {"samples": samples}, steps=self.steps)[0]
 
-    def edit(self, *controllers: Any, store: Any = None) -> tuple[torch.Tensor, int]:
+    def edit(
+        self, *controllers: Any, store: Any = None, cfg: float = CFG
+    ) -> tuple[torch.Tensor, int]:
         """Return a Retrace edit's latent and its row-forwards."""
         from retrace.host.editing import run_edit, with_controller
 
@@ -77,7 +84,7 @@ class Bench:
         for controller in controllers:
             model = with_controller(model, controller, store)
         result = run_edit(
-            model, self.trajectory, self.prompts["target"], self.prompts["negative"], cfg=CFG
+            model, self.trajectory, self.prompts["target"], self.prompts["negative"], cfg=cfg
         )
         return result.edited, result.report["row_forwards"]
 
@@ -98,12 +105,12 @@ def make_pair() -> Any:
     return PromptPair(tokenized("a cat on a bench", 100), tokenized("a dog on a bench", 200))
 
 
-def prompt_to_prompt() -> Any:
-    """Return the controller under test, with the published windows."""
+def prompt_to_prompt(windows: dict[str, float]) -> Any:
+    """Return the controller under test, with these windows."""
     from retrace.attention.prompt_to_prompt import PromptToPrompt
 
     return PromptToPrompt(
-        make_pair(), "replace", (0.0, WINDOWS["cross"]), (0.0, WINDOWS["self"])
+        make_pair(), "replace", (0.0, windows["cross"]), (0.0, windows["self"])
     )
 
 
@@ -119,7 +126,7 @@ def plain_rows(bench: Bench) -> tuple[torch.Tensor, int]:
 
     side = bench.size // 8
     facts = RunFacts(bench.steps, 0, side, side, 1, attention_sites(bench.model))
-    run = EditRun(facts, (prompt_to_prompt().prepare(facts),))
+    run = EditRun(facts, (prompt_to_prompt(bench.windows).prepare(facts),))
     trajectory = bench.trajectory
 
     def walk(guider: Any, options: dict, device: torch.device) -> torch.Tensor:
@@ -155,9 +162,9 @@ def textbook_edit(bench: Bench, published: bool) -> tuple[torch.Tensor, int]:
     else:
         trajectory = bench.trajectory
     alphas = torch.zeros(bench.steps + 1, 77)
-    alphas[: int(WINDOWS["cross"] * (bench.steps + 1))] = 1
+    alphas[: int(bench.windows["cross"] * (bench.steps + 1))] = 1
     controller = textbook.Controller(
-        torch.eye(77), alphas, int(WINDOWS["self"] * bench.steps), (bench.size // 16) ** 2
+        torch.eye(77), alphas, int(bench.windows["self"] * bench.steps), (bench.size // 16) ** 2
     )
     edited = textbook.with_maps(bench.model, sites, controller)
     walk = textbook.edit_walk(trajectory, CFG, controller, offsets)
@@ -168,7 +175,7 @@ def textbook_edit(bench: Bench, published: bool) -> tuple[torch.Tensor, int]:
 def whole_edit(bench: Bench) -> tuple[torch.Tensor, int]:
     """Invert and edit, our way."""
     trajectory = bench.invert(bench.model)
-    latent, rows = bench.edit(prompt_to_prompt())
+    latent, rows = bench.edit(prompt_to_prompt(bench.windows))
     return latent, rows + dict(trajectory.report)["row_forwards"]
 
 
@@ -179,11 +186,12 @@ WHOLE, REPLAY = "our way, inversion included", "our P2P edit, replayed"
 
 def ways(bench: Bench, store: Any) -> dict[str, Callable[[], tuple[torch.Tensor, int]]]:
     """Return everything that is compared, in the order of the table."""
+    controller = prompt_to_prompt(bench.windows)
     return {
         PLAIN: bench.edit,
         SAME: lambda: plain_rows(bench),
-        OURS: lambda: bench.edit(prompt_to_prompt()),
-        REPLAY: lambda: bench.edit(prompt_to_prompt(), store=store),
+        OURS: lambda: bench.edit(controller),
+        REPLAY: lambda: bench.edit(controller, store=store),
         TEXTBOOK: lambda: textbook_edit(bench, published=False),
         WHOLE: lambda: whole_edit(bench),
         PUBLISHED: lambda: textbook_edit(bench, published=True),
@@ -237,39 +245,39 @@ def time_ways(options: argparse.Namespace) -> dict[str, Cost]:
 
 
 def peaks(options: argparse.Namespace) -> dict[str, Any]:
-    """Return the peak memory of single edits, over two steps (the first has every window open)."""
+    """Return the peak memory of single edits, over one step with every window open."""
     from ._memory import peak_memory
 
-    bench = Bench(options.arch, options.size, 2)
+    dtype = getattr(torch, options.dtype) if options.dtype else None
+    bench = Bench(options.arch, options.size, 1, OPEN, dtype)
     compared = ways(bench, None)
     weights = bench.model.model_size()
-    return {
-        name: peak_memory(compared[name], bench.device, weights)
-        for name in (PLAIN, SAME, OURS, TEXTBOOK)
-    }
+    names = (SAME, OURS) if options.only_memory else (PLAIN, SAME, OURS, TEXTBOOK)
+    return {name: peak_memory(compared[name], bench.device, weights) for name in names}
 
 
 def live_and_replayed(options: argparse.Namespace) -> list[Replays]:
     """Return a live and a replayed edit of controllers that read the source at most steps."""
     from retrace.attention.masactrl import MasaCtrl
-    from retrace.attention.prompt_to_prompt import PromptToPrompt
     from retrace.host.capture import capture_attention
 
     bench = Bench(options.arch, options.size, options.steps)
     place = "cpu" if bench.device.type == "cpu" else "gpu"
-    whole = PromptToPrompt(make_pair(), "replace", (0.0, 1.0), (0.0, 1.0))
+    whole = prompt_to_prompt(OPEN)
     found = []
-    for name, controller, negative in (
-        ("P2P, windows of 1", whole, None),
-        ("MasaCtrl", MasaCtrl(start_step=0.08), bench.prompts["negative"]),
+    for name, controller, cfg, negative in (
+        ("P2P, windows of 1", whole, CFG, None),
+        ("P2P, windows of 1, cfg 1", whole, 1.0, None),
+        ("MasaCtrl", MasaCtrl(start_step=0.08), CFG, bench.prompts["negative"]),
     ):
+        edit = partial(bench.edit, controller, cfg=cfg)
         capture = partial(
             capture_attention, bench.model, bench.trajectory, dtype="fp32", budget_mb=65536,
             place=place, kind="self" if negative else "all", negative=negative,
         )
         (store, _), seconds = timed(capture, bench.device)
-        live = measure(lambda c=controller: bench.edit(c), bench.device)
-        replayed = measure(lambda c=controller, s=store: bench.edit(c, store=s), bench.device)
+        live = measure(edit, bench.device)
+        replayed = measure(partial(edit, store=store), bench.device)
         found.append((name, live, replayed, seconds, store.size_bytes / 2**20))
     return found
 
@@ -310,11 +318,18 @@ def verdicts(costs: dict[str, Cost], memory: dict[str, Any]) -> list[str]:
         verdict("our way against the published way, in all",
                 costs[WHOLE].seconds / costs[PUBLISHED].seconds, LIMITS["published"]),
     ]  # fmt: skip
-    if memory:
-        ratio = memory[OURS].total / memory[SAME].total
-        name = "peak memory against plain sampling of the same rows"
-        lines.append(verdict(name, ratio, LIMITS["memory"]))
-    return lines
+    return [*lines, *memory_lines(memory)]
+
+
+def memory_lines(memory: dict[str, Any]) -> list[str]:
+    """Compare the peaks of our edit and of plain sampling, weights counted and not."""
+    if not memory:
+        return []
+    ours, plain = memory[OURS], memory[SAME]
+    line = verdict("peak memory against plain sampling of the same rows",
+                   ours.total / plain.total, LIMITS["memory"])  # fmt: skip
+    return [f"{line} ({ours.total:.0f} against {plain.total:.0f} MB with the weights; "
+            f"{ours.run:.0f} against {plain.run:.0f} MB, {ours.run / plain.run:.2f}, without)"]
 
 
 def replay_lines(found: list[Replays]) -> list[str]:
@@ -326,7 +341,8 @@ def replay_lines(found: list[Replays]) -> list[str]:
         lines.append(
             verdict(f"two live edits against two replayed ones, {name}", seconds,
                     LIMITS["replay"], below=False)
-            + f" ({live.rows} against {replayed.rows} row-forwards each; the capture takes "
+            + f" ({live.rows} against {replayed.rows} row-forwards each: "
+            f"{live.rows / replayed.rows:.2f} is the most there is; the capture takes "
             f"{capture:.1f} s and {megabytes:.0f} MB once, as much as "
             f"{capture / max(gain, 1e-9):.1f} replays save)"
         )  # fmt: skip
@@ -341,6 +357,9 @@ def main(arguments: Sequence[str]) -> int:
     print(describe(options))
     with torch.inference_mode():
         memory = {} if options.no_memory else peaks(options)
+        if options.only_memory:
+            print("\n".join(memory_lines(memory)))
+            return 0
         costs = time_ways(options)
         found = [] if options.no_replay else live_and_replayed(options)
     print()
@@ -364,6 +383,9 @@ def describe(options: argparse.Namespace) -> str:
         device = torch.cuda.get_device_name()
     else:
         device = f"the CPU, {torch.get_num_threads()} threads, in CPU seconds"
+    if options.only_memory:
+        dtype = options.dtype or "the host's number format"
+        return f"{options.arch}, {options.size} x {options.size}, one step of three rows, {dtype}"
     return (
         f"{options.arch}, {options.size} x {options.size}, {options.steps} steps, cfg {CFG}, "
         f"windows cross {WINDOWS['cross']} and self {WINDOWS['self']}, fastest of "
@@ -385,6 +407,10 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                         help="of which the fastest counts (3; 2 on a CPU)")
     parser.add_argument("--all-rounds", action="store_true",
                         help="run the textbook ways in every round too, not in the first only")
+    parser.add_argument("--only-memory", action="store_true",
+                        help="measure the peaks of our edit and of plain sampling, no seconds")
+    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"],
+                        help="of the model whose memory is measured (the host's choice)")
     parser.add_argument("--no-memory", action="store_true", help="measure seconds only")
     parser.add_argument("--no-replay", action="store_true", help="leave MasaCtrl's replay out")
     return parser.parse_args(arguments)  # fmt: skip
