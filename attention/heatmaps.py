@@ -1,6 +1,6 @@
 """Pictures of word maps: colour map, legend, labels. Drawing only; the numbers come from `maps`."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from math import ceil, pi
 from typing import Any, NamedTuple
 
@@ -93,16 +93,20 @@ def resize(planes: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 def heat_sheets(
-    image: Tensor, words: Sequence[str], maps: Tensor, mask: Tensor | None = None
+    image: Tensor,
+    words: Sequence[str],
+    maps: Tensor,
+    masks: Mapping[str, Tensor] | None = None,
 ) -> Tensor:
-    """Draw a sheet for every image: the picture, each word's map over it, a mask.
+    """Draw a sheet for every image: the picture, each word's map over it, masks.
 
     image: "images-or-1 height width 3" in [0, 1]; maps: "images words rows columns".
-    mask: "images-or-1 height width" in [0, 1] or None. Returned: "images height width 3".
+    masks: "images-or-1 height width" in [0, 1], by label. Returned: "images height width 3".
     Each word has its own scale, written under its tile.
     """
-    for name, tensor in (("image", image), ("mask", mask)):
-        if tensor is not None and len(tensor) not in (1, len(maps)):
+    masks = masks or {}
+    for name, tensor in {"image": image, **masks}.items():
+        if len(tensor) not in (1, len(maps)):
             raise LatentError(
                 f"the {name} input has {len(tensor)} pictures but the attention was captured for "
                 f"{len(maps)}; give one or as many"
@@ -114,8 +118,10 @@ def heat_sheets(
         picture = resize(picture.movedim(2, 0), size).movedim(0, 2)
         tiles = [Tile("image", picture)]
         tiles += [word_tile(*pair, picture) for pair in zip(words, planes, strict=True)]
-        if mask is not None:
-            tiles.append(mask_tile(picture, mask[number % len(mask)].float().cpu()))
+        tiles += [
+            mask_tile(label, picture, mask[number % len(mask)].float().cpu())
+            for label, mask in masks.items()
+        ]
         sheets.append(draw_sheet(tiles))
     return torch.stack(sheets)
 
@@ -128,12 +134,12 @@ def word_tile(word: str, plane: Tensor, picture: Tensor) -> Tile:
     return Tile(word, overlay(picture, heat), (low, high))
 
 
-def mask_tile(picture: Tensor, mask: Tensor) -> Tile:
+def mask_tile(label: str, picture: Tensor, mask: Tensor) -> Tile:
     """Return the tile of a mask: the picture in its colours inside, dark and grey outside."""
     inside = F.interpolate(mask[None, None], size=tuple(picture.shape[:2]), mode="nearest")[0, 0]
     inside = inside.clamp(0, 1)[..., None]
     grey = picture.mean(2, keepdim=True).expand(-1, -1, 3) * 0.35
-    return Tile(f"mask ({float(mask.mean()):.0%})", torch.lerp(grey, picture, inside))
+    return Tile(f"{label} ({float(mask.mean()):.0%})", torch.lerp(grey, picture, inside))
 
 
 def draw_sheet(tiles: Sequence[Tile]) -> Tensor:

@@ -34,11 +34,16 @@ def make_mask(mask: Tensor | None) -> Tensor | None:
 
 
 def fit_token_mask(mask: Tensor, grid: tuple[int, int]) -> Tensor:
-    """Return a mask at a layer's token grid: "images-or-1 height width" to "images-or-1 tokens".
+    """Return a mask at a layer's token grid: "images-or-1 height width" to "images-or-1 tokens"."""
+    return fit_mask(mask, grid).flatten(1)
+
+
+def fit_mask(mask: Tensor, size: tuple[int, int]) -> Tensor:
+    """Resize "images-or-1 height width" to "images-or-1 rows columns", in [0, 1].
 
     Source: the published code's nearest resize (algorithms 10.2).
     """
-    return F.interpolate(mask[:, None].float(), size=grid)[:, 0].flatten(1).clamp(0, 1)
+    return F.interpolate(mask[:, None].float(), size=size)[:, 0].clamp(0, 1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,6 +143,13 @@ class MaskReader:
             source, target = (fit_token_mask(self.foreground(m), grid).cpu() for m in self.maps)
             self._masks[grid] = KeyMask(source > 0.5, target)
         return self._masks[grid]
+
+    def foregrounds(self) -> tuple[Tensor, Tensor] | None:
+        """Return the masks of all maps of the last step, "images height width"; None before it."""
+        if self.maps is None:
+            return None
+        source, target = (self.foreground(maps).cpu() for maps in self.maps)
+        return source, target
 
     def foreground(self, maps: Tensor) -> Tensor:
         """Return a thresholded map, "images height width" in {0, 1}."""

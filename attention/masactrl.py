@@ -141,6 +141,9 @@ class PreparedMasaCtrl(Control):
     def masks_keys(self, site: Site) -> bool:
         return site in self.sites and (self.masks is not None or self.reader is not None)
 
+    def foregrounds(self) -> tuple[Tensor, Tensor] | None:
+        return self.masks if self.reader is None else self.reader.foregrounds()
+
     def key_mask(self, step: int, site: Site) -> KeyMask | None:
         if step < self.start_step or not self.masks_keys(site):
             return None

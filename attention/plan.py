@@ -86,6 +86,13 @@ class Control:
         """Return the foreground of a self-attention (both halves) at this step, or None."""
         return None
 
+    def foregrounds(self) -> tuple[Tensor, Tensor] | None:
+        """Return the foregrounds of source and target last used for `key_mask`, or None.
+
+        "images-or-1 rows columns" each, of any size, in [0, 1].
+        """
+        return None
+
     def map_guidance(self, step: int) -> Any:
         """Return how the target is pulled to the source's maps at this step, or None."""
         return None

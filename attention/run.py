@@ -15,6 +15,7 @@ from .kernels import (
     self_rows,
     take_rows,
 )
+from .key_masks import fit_mask
 from .plan import Control, Halves, RunFacts, merge_cross_rules, merge_self_rules
 from .probes import probe_maps
 from .replay import (
@@ -156,6 +157,19 @@ class EditRun:
             if (blend := control.blend_mask()) is not None:
                 mask = mask * blend.to("cpu", torch.float32)
         return mask
+
+    def foregrounds(self) -> tuple[Tensor, Tensor]:
+        """Return the foregrounds of source and target that keys were last masked by.
+
+        "images height width" each, in [0, 1], at latent size; all ones where nothing is masked.
+        """
+        shape = (self.facts.images, self.facts.height, self.facts.width)
+        asked = (control.foregrounds() for control in self.controls)
+        found = next((masks for masks in asked if masks is not None), None)
+        if found is None:
+            return torch.ones(shape), torch.ones(shape)
+        source, target = (fit_mask(mask, shape[1:]).expand(shape) for mask in found)
+        return source, target
 
     def begin(self, step: int, layout: RowLayout) -> None:
         """Start one model call."""

@@ -53,12 +53,18 @@ CONDS = {
 
 
 class EditResult(NamedTuple):
-    """Edited and source LATENT samples, the mask [batch height width] in pixels, the report."""
+    """Edited and source LATENT samples, masks [batch height width] in pixels, the report.
+
+    mask: where the edit could act. foreground_source, foreground_target: what MasaCtrl's masks
+    were at the last step; ones without such masks.
+    """
 
     edited: Tensor
     source: Tensor
     mask: Tensor
     report: dict[str, Any]
+    foreground_source: Tensor
+    foreground_target: Tensor
 
 
 def get_plan(model: Any) -> EditPlan:
@@ -275,7 +281,8 @@ def run_edit(
     acted = run.mask(latent_mask)
     if run.blends:
         report["blend_area"] = blend_area(acted)
-    return EditResult(edited, source, to_image_size(model, acted), report)
+    foregrounds = (to_image_size(model, mask) for mask in run.foregrounds())
+    return EditResult(edited, source, to_image_size(model, acted), report, *foregrounds)
 
 
 def shared_layers(model: Any, run: EditRun) -> dict[str, str]:

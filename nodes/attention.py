@@ -122,19 +122,35 @@ class AttentionViewer(io.ComfyNode):
                                 )),
                 io.Mask.Input("mask", optional=True,
                               tooltip="A mask to show beside them, such as the Edit-Sampler's."),
+                io.Mask.Input("foreground_source", optional=True,
+                              tooltip=(
+                                  "MasaCtrl's foreground of the source, from the Edit-Sampler, to "
+                                  "show too."
+                              )),
+                io.Mask.Input("foreground_target", optional=True,
+                              tooltip="The same of the target."),
             ],
             outputs=[
                 io.Image.Output("heat_maps", display_name="heat maps",
-                                tooltip="One sheet for each image: the photo and a tile a word."),
+                                tooltip=(
+                                    "One sheet for each image: the photo, a tile a word, the masks."
+                                )),
             ],
         )
 
     @classmethod
     def execute(cls, attention, prompts, words, image, start=0.0, end=1.0, layers="",
-                mask=None) -> io.NodeOutput:
+                mask=None, foreground_source=None, foreground_target=None) -> io.NodeOutput:
         chosen = chosen_words(prompts.source, words)
         maps = word_maps(
             attention, prompts.source, chosen, window=(start, end), layers=layers
         )
-        sheets = heat_sheets(image, chosen, maps, mask)
+        masks = {
+            "mask": mask,
+            "source foreground": foreground_source,
+            "target foreground": foreground_target,
+        }
+        sheets = heat_sheets(
+            image, chosen, maps, {name: m for name, m in masks.items() if m is not None}
+        )
         return io.NodeOutput(sheets, ui=ui.PreviewImage(sheets, cls=cls))

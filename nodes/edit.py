@@ -52,6 +52,13 @@ class EditSampler(io.ComfyNode):
                                tooltip="Where the edit could act (blend and user mask)."),
                 io.String.Output("report", display_name="report",
                                  tooltip="Row-forwards, seconds, what was run."),
+                io.Mask.Output("foreground_source", display_name="foreground source",
+                               tooltip=(
+                                   "MasaCtrl's foreground of the source at the last step, painted "
+                                   "or from words; white everywhere without such masks."
+                               )),
+                io.Mask.Output("foreground_target", display_name="foreground target",
+                               tooltip="The same of the target."),
             ],
         )
 
@@ -68,5 +75,7 @@ class EditSampler(io.ComfyNode):
             {"samples": result.source},
             result.mask,
             report,
+            result.foreground_source,
+            result.foreground_target,
             ui=ui.PreviewText(report),
         )

@@ -211,6 +211,44 @@ def test_automatic_masks_come_from_this_steps_maps_only():
     assert control.key_mask(6, site) is None
 
 
+def test_automatic_masks_of_the_last_step_can_be_looked_at():
+    auto = AutoMask(SOURCE, TARGET, ("cat",), ("dog",), 0.5)
+    run = EditRun(facts(images=2), masactrl_controls(auto=auto))
+    assert all(bool((mask == 1).all()) for mask in run.foregrounds())  # nothing was read yet
+    maps = torch.zeros(2, 256, 1)
+    maps[0, :64], maps[1, 64:128] = 1, 3
+    run.controls[0].observe(48, SD15[0], maps.flip(0), maps.flip(0))
+    run.controls[0].observe(49, SD15[0], maps, 1 - maps)
+    run.controls[0].observe(49, SD15[1], maps, 1 - maps)
+    source, target = run.foregrounds()
+    assert source.shape == target.shape == (2, 64, 64)
+    assert torch.equal(source[0], rows_mask(0, 16)) and torch.equal(source[1], rows_mask(16, 32))
+    assert torch.equal(target, 1 - source)
+
+
+def test_painted_masks_can_be_looked_at_too():
+    painted = torch.zeros(1, 128, 128)
+    painted[:, :32] = 1
+    run = EditRun(facts(images=2), masactrl_controls(mask_source=painted))
+    for mask in run.foregrounds():
+        assert torch.equal(mask, rows_mask(0, 16).expand(2, -1, -1))
+    for plain in (masactrl_controls(), ()):
+        assert all(torch.equal(m, torch.ones(1, 64, 64)) for m in EditRun(facts(), plain)
+                   .foregrounds())
+
+
+def masactrl_controls(**options):
+    """Return MasaCtrl's prepared controls, for two images if it has masks."""
+    images = 2 if options else 1
+    return EditPlan((MasaCtrl(4, 10, **options),)).prepare(facts(images=images))
+
+
+def rows_mask(first, last):
+    mask = torch.zeros(64, 64)
+    mask[first:last] = 1
+    return mask
+
+
 def test_plug_and_play_takes_the_published_layers_of_stable_diffusion():
     control = PlugAndPlay().prepare(facts())
     assert sorted({site.index for site in control.sites}) == list(range(4, 12))

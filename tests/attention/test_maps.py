@@ -98,7 +98,7 @@ def test_a_sheet_shows_every_word_at_a_readable_size():
     image = torch.rand(1, 32, 64, 3, generator=torch.Generator().manual_seed(0))
     maps = torch.zeros(2, 3, 4, 8)
     maps[:, :, 1, 6] = torch.tensor([0.1, 0.2, 0.3])
-    sheets = heatmaps.heat_sheets(image, ["a", "red", "car"], maps, torch.ones(1, 32, 64))
+    sheets = heatmaps.heat_sheets(image, ["a", "red", "car"], maps, {"mask": torch.ones(1, 32, 64)})
     tile = heatmaps.tile_size(32, 64)
     assert tile == (128, 256)
     assert sheets.shape[0] == 2
@@ -118,6 +118,30 @@ def test_the_hottest_place_of_a_map_is_the_brightest_of_its_tile():
     assert tile.limits == (0.0, 1.0)
 
 
+def test_a_mask_is_shown_as_the_picture_inside_and_dark_outside():
+    picture = torch.full((128, 256, 3), 0.6)
+    mask = torch.zeros(4, 8)
+    mask[:2] = 1
+    tile = heatmaps.mask_tile("source foreground", picture, mask)
+    assert tile.label == "source foreground (50%)"
+    assert torch.equal(tile.picture[:64], picture[:64])
+    assert float(tile.picture[64:].max()) < 0.3
+
+
+def test_every_mask_has_a_tile_of_its_own():
+    image, maps = torch.zeros(1, 8, 8, 3), torch.zeros(2, 1, 4, 4)
+    masks = {"one": torch.ones(2, 8, 8), "two": torch.ones(1, 16, 16)}
+    one, both = (
+        heatmaps.heat_sheets(image, ["a"], maps, {name: masks[name] for name in names})
+        for names in (["one"], ["one", "two"])
+    )
+    assert both.shape[2] - one.shape[2] == heatmaps.SMALLEST + heatmaps.MARGIN
+
+
 def test_pictures_that_do_not_fit_the_store_are_an_error():
+    maps = torch.zeros(2, 1, 4, 4)
     with pytest.raises(LatentError, match="3 pictures"):
-        heatmaps.heat_sheets(torch.zeros(3, 8, 8, 3), ["a"], torch.zeros(2, 1, 4, 4))
+        heatmaps.heat_sheets(torch.zeros(3, 8, 8, 3), ["a"], maps)
+    with pytest.raises(LatentError, match="target foreground"):
+        masks = {"target foreground": torch.ones(3, 8, 8)}
+        heatmaps.heat_sheets(torch.zeros(1, 8, 8, 3), ["a"], maps, masks)

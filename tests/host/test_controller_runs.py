@@ -112,6 +112,26 @@ def test_masks_of_the_whole_picture_change_nothing_beside_plain_masactrl(model):
     torch.testing.assert_close(masked, plain, rtol=1e-4, atol=1e-4)
 
 
+def test_automatic_masks_are_given_back_with_the_edit(model):
+    from retrace.attention.key_masks import AutoMask
+    from retrace.attention.masactrl import MasaCtrl
+    from retrace.host.model import attention_sites
+
+    layers = sum(site.kind == "self" for site in attention_sites(model))
+    trajectory, found = inverted(model, batch=2), {}
+    for threshold in (0.2, 0.6):
+        auto = AutoMask(pair().source, pair().target, ("cat",), ("dog",), threshold)
+        # masked where no map is read after it, so that both runs read the same maps
+        found[threshold] = run(model, MasaCtrl(STEPS - 1, layers - 1, auto=auto), trajectory)
+    for name in ("foreground_source", "foreground_target"):
+        low, high = (getattr(found[threshold], name) for threshold in (0.2, 0.6))
+        assert low.shape == found[0.2].mask.shape == (2, 128, 128)
+        assert bool((low >= high).all()) and 0 < float(high.mean()) < float(low.mean()) <= 1
+    assert not torch.equal(found[0.6].foreground_source, found[0.6].foreground_target)
+    plain = run(model, MasaCtrl(1, 2), trajectory)
+    assert bool((plain.foreground_source == 1).all() and (plain.foreground_target == 1).all())
+
+
 def test_two_runs_give_the_same_bits(model):
     from retrace.attention.plug_and_play import PlugAndPlay
 

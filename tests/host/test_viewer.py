@@ -52,10 +52,27 @@ def test_the_viewer_draws_a_sheet_for_every_image(scene):
     _, _, pair, attention = scene
     image = torch.rand(2, 128, 128, 3, generator=torch.Generator().manual_seed(0))
     maps = word_maps(attention, pair.source, ["cat", "bench"])
-    sheets = heat_sheets(image, ["cat", "bench"], maps, torch.ones(1, 128, 128))
+    sheets = heat_sheets(image, ["cat", "bench"], maps, {"mask": torch.ones(1, 128, 128)})
     assert sheets.shape[0] == 2
     assert sheets.shape[2] > 4 * 256
     assert not torch.equal(sheets[0], sheets[1])
+
+
+def test_the_viewer_node_shows_the_masks_it_is_given(scene):
+    from retrace.nodes.attention import AttentionViewer
+
+    _, _, pair, attention = scene
+    image, mask = torch.rand(1, 128, 128, 3), torch.zeros(2, 128, 128)
+    mask[:, :64] = 1
+    masks = {"mask": mask, "foreground_source": mask, "foreground_target": mask[:1]}
+    sheets = [
+        AttentionViewer.execute(
+            attention, pair, "cat", image, **{name: masks[name] for name in names}
+        ).args[0]
+        for names in ([], ["mask"], list(masks))
+    ]
+    none, one, three = (sheet.shape[2] for sheet in sheets)
+    assert three - one == 2 * (one - none) > 0
 
 
 def test_word_maps_follow_the_live_model(scene):
