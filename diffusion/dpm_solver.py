@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from .errors import ScheduleError
+from .errors import DivergenceError, ScheduleError
 from .inversion import InversionState, to_level
 from .steps import Denoise, step_invert_ddim
 
@@ -184,6 +184,11 @@ def solve_step(
         error = ratio * y + weight * (denoise(y, sigma_next) + slope) - x
         residual = float(error.double().pow(2).flatten(1).mean(1).sqrt().max())
         grew = not residual < best.residual
+        if grew and count == 1:
+            raise DivergenceError(
+                f"the first estimate at sigma {float(sigma_next):.4g} is not finite; the latent or "
+                "its text holds numbers far outside what this model is made for"
+            )
         if not grew:
             best, kept_error = Solve(y, residual, count), error
         if residual <= tolerance:

@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,6 +72,13 @@ class FileKind(NamedTuple):
         try:
             part.write_bytes(data)
             part.replace(path)  # never half a file under the final name
+        except (OSError, ValueError) as error:  # a name too long or with NUL, a full disk
+            reason = getattr(error, "strerror", None) or error
+            raise self.error(
+                f"the {self.name} file {filename_prefix[:60]!r} could not be written ({reason}); "
+                f"use a name such as '{self.example}' and see that the disk is not full"
+            ) from error
         finally:
-            part.unlink(missing_ok=True)
+            with suppress(OSError, ValueError):
+                part.unlink(missing_ok=True)
         return f"{Path(subfolder, path.name).as_posix()} [output]"

@@ -131,6 +131,12 @@ def optimise(
     """
     check_model(model, trajectory)
     check_conditioning("negative", negative)
+    rows = negative[0][0].shape[0]
+    if rows not in (1, trajectory.batch):
+        raise HostError(
+            f"the negative text has {rows} rows and the trajectory {trajectory.batch} images; "
+            "encode one text for all, or one for each"
+        )
     if variant not in VARIANTS or checkpointing not in CHECKPOINTING:
         raise PlanError(
             f"unknown variant {variant!r} or checkpointing {checkpointing!r}; choose from "

@@ -133,10 +133,16 @@ def filmstrip(trajectory: Trajectory, vae: Any, frames: int) -> Tensor:
     """Decode `frames` states from clean to noisy side by side, one strip an image of the batch.
 
     Returns an IMAGE, "batch height width 3"; every picture is labelled with its level and sigma.
-    Raises: PlanError for less than one frame.
+    Raises: PlanError for less than one frame, or a VAE of another kind of latents.
     """
     if frames < 1:
         raise PlanError(f"frames must be at least 1, got {frames}")
+    channels, taken = trajectory.latents.shape[2], getattr(vae, "latent_channels", None)
+    if isinstance(taken, int) and taken != channels:
+        raise PlanError(
+            f"the trajectory has {channels} channels and this VAE takes {taken}; connect the VAE "
+            "of the checkpoint that made the trajectory"
+        )
     count = min(frames, trajectory.steps + 1)
     indices = torch.linspace(0, trajectory.steps, count).round().long().tolist()
     columns = []

@@ -18,6 +18,7 @@ from . import (
     refine,
     structure,
     trajectories,
+    types,
 )
 
 
@@ -25,7 +26,7 @@ class RetraceExtension(ComfyExtension):
     """The list of nodes."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [
+        nodes = [
             demo.DemoModel,
             demo.DemoScene,
             prompts.PromptPair,
@@ -56,3 +57,4 @@ class RetraceExtension(ComfyExtension):
             attention.AttentionViewer,
             metrics.EditMetrics,
         ]
+        return [types.checked(node) for node in nodes]

@@ -1,9 +1,13 @@
 """Link types of Retrace and small helpers shared by its nodes."""
 
 import dataclasses
+import functools
+import inspect
 from typing import Any
 
 from comfy_api.latest import io
+
+from ..host.given import check_choice, check_given, check_width
 
 Trajectory = io.Custom("RETRACE_TRAJECTORY")
 Prompts = io.Custom("RETRACE_PROMPTS")
@@ -28,6 +32,36 @@ def schema(**fields: Any) -> io.Schema:
             output.display_name = output.display_name or output.id
             output.id = f"{output.id}_out"
     return io.Schema(**{name: value for name, value in fields.items() if name in SCHEMA_FIELDS})
+
+
+def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
+    """Make a node check what it is given before it does anything; return it."""
+    execute = node.execute.__func__
+    if hasattr(execute, "__wrapped__"):
+        return node
+
+    names = list(inspect.signature(execute).parameters)[1:]
+
+    @functools.wraps(execute)
+    def with_checks(cls, *ordered: Any, **named: Any) -> io.NodeOutput:
+        values = dict(zip(names, ordered, strict=False)) | named
+        inputs = {given.id: given for given in cls.define_schema().inputs}
+        texts = []
+        for name, value in values.items():
+            given = inputs.get(name)
+            if given is None or (given.optional and value is None):
+                continue
+            kind = given.get_io_type()
+            check_given(name, kind, value)
+            if kind == "COMBO" and given.options:
+                check_choice(name, given.options, value)
+            texts += [(name, value)] if kind == "CONDITIONING" else []
+        if values.get("model") is not None:
+            check_width(values["model"], texts)
+        return execute(cls, **values)
+
+    node.execute = classmethod(with_checks)
+    return node
 
 
 def recorded_input() -> io.Input:

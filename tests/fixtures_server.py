@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from hosting.client import Client, Prompt, Run
-from hosting.layout import REPOSITORY, Host
+from hosting.layout import REPOSITORY, Host, prepare_base
 from hosting.server import Server
 
 
@@ -20,13 +20,16 @@ def comfyui() -> Path | None:
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server on the CPU with nothing but this pack and the host's own nodes."""
+    """A running server on the CPU with this pack, the host's own nodes and some for tests only."""
     tree = comfyui()
     if tree is None:
         pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
     home = tmp_path_factory.mktemp("server")
     host = Host(Path(sys.executable), tree, home)
     arguments = ("--disable-api-nodes",)
+    prepare_base(home / "base", host)
+    probes = REPOSITORY / "tests" / "server" / "probe_pack"
+    (home / "base" / "custom_nodes" / "probe_pack").symlink_to(probes, target_is_directory=True)
     with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
         yield running
 

@@ -1,11 +1,10 @@
 #!/usr/bin/env python3
-"""A ComfyUI host from nothing, and five things to do with it.
+"""A ComfyUI host from nothing, and four things to do with it.
 
     python3 tools/host.py demo     edit an image on a real ComfyUI server, write results to output/
     python3 tools/host.py test     run the test suite (arguments go to pytest)
     python3 tools/host.py serve    start the server and its web page with the pack installed
     python3 tools/host.py bench    measure methods or speed (a name and its arguments follow)
-    python3 tools/host.py evaluate edit a data set by workflows, measure, report (--help says more)
 
 The first run sets up a host under .host/ (several GB, a few minutes); later runs use it again.
 Environment: COMFYUI_PATH=/some/ComfyUI uses that one, run by the Python that runs this command or
@@ -48,9 +47,6 @@ def build_parser() -> argparse.ArgumentParser:
     commands.add_parser(
         "bench", help="run a benchmark; arguments go to tools/bench.py", add_help=False
     )
-    commands.add_parser(
-        "evaluate", help="edit a data set by workflows and measure", add_help=False
-    )
     server.add_argument("--port", type=int, default=8188)
     server.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     return parser
@@ -90,12 +86,6 @@ def run_bench(host: Host, arguments: list[str]) -> int:
     return subprocess.call(command, env=host_environment(host))
 
 
-def run_evaluation(host: Host, arguments: list[str]) -> int:
-    """Run an evaluation in the host's Python; return its exit status."""
-    command = [str(host.python), str(REPOSITORY / "tools" / "evaluate.py"), *arguments]
-    return subprocess.call(command, env=host_environment(host))
-
-
 def host_environment(host: Host) -> dict[str, str]:
     """Return the environment of a program that imports the host's ComfyUI."""
     env = environment()
@@ -114,8 +104,6 @@ def main(arguments: list[str]) -> int:
         return run_tests(find_host(progress), rest, progress)
     if options.command == "bench":
         return run_bench(find_host(progress), rest)
-    if options.command == "evaluate":
-        return run_evaluation(find_host(progress), rest)
     if options.command == "serve":
         check_port(options.port)
         return serve(find_host(progress), options.port, options.cpu or None, tuple(rest))

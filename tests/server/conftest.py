@@ -1,8 +1,11 @@
 """Marks everything in this folder: it needs a real ComfyUI server (fixtures_server.py)."""
 
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parent))  # for probe_pack
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
