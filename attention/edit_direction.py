@@ -52,10 +52,18 @@ def move(embedding: Tensor, tokens: Tensor, strength: float) -> Tensor:
 
 
 def move_pooled(extra: dict, direction: EditDirection, strength: float) -> dict:
-    """Return a conditioning's other values with its pooled vector moved too."""
+    """Return a conditioning's other values with its pooled vector moved too.
+
+    Raises: PlanError when the pooled vectors are of different text encoders.
+    """
     pooled = extra.get("pooled_output")
     if pooled is None or direction.pooled is None:
         return dict(extra)
+    if pooled.shape[-1] != direction.pooled.shape[-1]:
+        raise PlanError(
+            f"the direction's pooled vector has width {direction.pooled.shape[-1]} but the "
+            f"conditioning's {pooled.shape[-1]}: both must come from the same text encoder"
+        )
     return {**extra, "pooled_output": pooled + strength * direction.pooled.to(pooled)}
 
 
