@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .graph import Graph, Node, Output
-from .parts import Start, invert, prompt_to_prompt, sample, show
+from .parts import Start, invert, prompt_to_prompt, reword, sample, show
 
 NOISE, EDIT = "3  Retrace to noise", "4  Edit"
 SAVED = "retrace/trajectory_00001_.trajectory.safetensors [output]"  # the first that is saved
@@ -275,9 +275,9 @@ def edit_many(graph: Graph, start: Start) -> None:
     """One inversion, three edits."""
     targets = (
         [start.words.target]
-        + [start.words.source.replace(*swap) for swap in (("red", "pink"), ("star", "heart"))]
+        + [reword(start.words.source, *swap) for swap in (("red", "pink"), ("star", "heart"))]
         if start.demo
-        else [start.words.source.replace("pink", colour) for colour in ("blue", "red", "black")]
+        else [reword(start.words.source, "pink", colour) for colour in ("blue", "red", "black")]
     )
     with graph.group(NOISE):
         trajectory = invert(graph, start)

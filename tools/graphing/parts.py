@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,6 +19,17 @@ NOTE = """# {title}
 
 **What to expect**: {expect}
 """
+
+
+def reword(text: str, old: str, new: str) -> str:
+    """Replace whole words in a text: "red" is not in "checkered".
+
+    Raises: ValueError if the words are not there.
+    """
+    changed, count = re.subn(rf"\b{re.escape(old)}\b", lambda _: new, text)
+    if not count:
+        raise ValueError(f"there is no word {old!r} in {text!r}")
+    return changed
 
 
 @dataclass(frozen=True)

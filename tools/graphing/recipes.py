@@ -8,7 +8,7 @@ from typing import Any
 
 from . import edits
 from .graph import Graph
-from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin
+from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin, reword
 
 PAIR = "a red circle and a yellow star on a striped blue background"
 HEART = "a purple heart on a plain white background"
@@ -59,7 +59,7 @@ def _words(scene: str, demo: tuple[str, str], photo: tuple[str, str], *more: Kit
 
 
 SWAP = _words(
-    "colour", (PAIR, PAIR.replace("red", "green")), (GIRL, GIRL.replace("pink", "blue")), SDXL
+    "colour", (PAIR, reword(PAIR, "red", "green")), (GIRL, reword(GIRL, "pink", "blue")), SDXL
 )
 PINNED = (
     "The picture is retraced to noise under the source prompt, then walked back under the target "
@@ -88,7 +88,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Add words",
         "words are added; what was there keeps its place",
         edits.refine,
-        _words("more words", (RING, RING.replace("ring", "ring and a red star")),
+        _words("more words", (RING, reword(RING, "ring", "ring and a red star")),
                (GIRL, GIRL + " full of flowers at night")),
         PINNED + "Words that are in both prompts keep the source's attention, words that were "
         "added get their own (Prompt-to-Prompt refinement).",
@@ -118,8 +118,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Change only where the word is",
         "a word swap that may touch only the region the word attends to (LocalBlend)",
         edits.local_blend,
-        _words("shape", (HEART, HEART.replace("heart", "star")),
-               (GIRL, GIRL.replace("pink", "blue")), SDXL),
+        _words("shape", (HEART, reword(HEART, "heart", "star")),
+               (GIRL, reword(GIRL, "pink", "blue")), SDXL),
         PINNED + "LocalBlend looks where *blend_source* and *blend_target* attend and keeps the "
         "source everywhere else, so the words inside may change freely.",
         (
@@ -134,8 +134,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Change only inside a mask",
         "a word swap kept inside a mask of yours",
         edits.inside_mask,
-        _words("colour", (PAIR, PAIR.replace("red", "green")),
-               (GIRL, GIRL.replace("pink", "blue"))),
+        _words("colour", (PAIR, reword(PAIR, "red", "green")),
+               (GIRL, reword(GIRL, "pink", "blue"))),
         PINNED + "A mask on the Edit-Sampler keeps the source outside it at every step. With a "
         "photo: right-click it, *Open in MaskEditor*, paint what may change.",
         (
@@ -149,8 +149,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Reshape it, keep its looks",
         "a new shape, size or pose with the source's appearance (MasaCtrl)",
         edits.masactrl,
-        _words("shape", (HEART, HEART.replace("purple", "large purple")),
-               (GIRL, GIRL.replace("a girl", "a jumping girl"))),
+        _words("shape", (HEART, reword(HEART, "purple", "large purple")),
+               (GIRL, reword(GIRL, "a girl", "a jumping girl"))),
         PINNED + "From *start_step* on the target's self-attention looks up the source's content: "
         "the prompt decides on the layout first, the source fills it.",
         (
@@ -230,7 +230,7 @@ RECIPES: tuple[Recipe, ...] = (
         "no target prompt: the direction from one word to another (pix2pix-zero)",
         edits.pix2pix_zero,
         (
-            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (DEMO, Words(PAIR, "", "colour", (REDS, reword(REDS, "red", "green")))),
             (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
         ),
         "Edit-Direction moves the source prompt's embedding by the mean difference of two sets of "
@@ -250,7 +250,7 @@ RECIPES: tuple[Recipe, ...] = (
         "an edit direction with Direct Inversion: more of the picture stays, at a third less cost",
         edits.pix2pix_zero_direct,
         (
-            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (DEMO, Words(PAIR, "", "colour", (REDS, reword(REDS, "red", "green")))),
             (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
             (SDXL, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
         ),
@@ -283,8 +283,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Exact inversion with guidance",
         "two coupled latents that retrace exactly at any guidance (EDICT)",
         edits.edict,
-        _words("background", (SQUARE, SQUARE.replace("pink", "yellow")),
-               (GIRL, GIRL.replace("green", "snowy"))),
+        _words("background", (SQUARE, reword(SQUARE, "pink", "yellow")),
+               (GIRL, reword(GIRL, "green", "snowy"))),
         "Two latents take turns; each step undoes itself exactly, with guidance too, so "
         "the source comes back with no pinning.",
         (
