@@ -23,8 +23,8 @@ class Pace:
     done: Counter = field(default_factory=Counter)
     spent: dict[str, float] = field(default_factory=dict)
     failed: int = 0
-    began: float = field(default_factory=time.monotonic)
-    last: float = field(default_factory=time.monotonic)
+    began: float = field(default_factory=lambda: time.monotonic())
+    last: float = field(default_factory=lambda: time.monotonic())
 
     def add(self, result: Result) -> None:
         """Take in a result."""

@@ -33,6 +33,8 @@ from .pools import LocalPool
 from .reporting import finish
 
 OURS = REPOSITORY / "evaluation" / "workflows"
+Settings = dict[str, dict[str, Any]]
+"""Values of widgets by the name of the workflow in which they are set."""
 
 
 def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
@@ -48,6 +50,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--methods", required=True,
                         help="workflow files or names of ours (evaluation/workflows), separated by "
                         f"commas; also {', '.join(BUILT_IN)}")
+    parser.add_argument("--set", action="append", default=[], metavar="[METHOD.]NAME=VALUE",
+                        help="give the widgets of that name another value, in all workflows or in "
+                        "one; may be repeated, the last one counts")
     parser.add_argument("--out", type=Path, required=True, help="where results go")
     parser.add_argument("--limit", type=int, help="only so many cases, evenly spread")
     parser.add_argument("--side", type=int, default=edit_eval.SIDE,
@@ -82,6 +87,7 @@ def main(arguments: Sequence[str]) -> int:
 def evaluate(options: argparse.Namespace, out: Path, progress: Progress) -> int:
     """Edit, measure, judge and report."""
     methods = read_methods(options.methods)
+    settings = read_settings(options.set, methods)
     judge = make_judge(options)
     data = limited(read_data(options, out), options.limit)
     for key, reason in data.damaged.items():
@@ -89,13 +95,13 @@ def evaluate(options: argparse.Namespace, out: Path, progress: Progress) -> int:
     if not data.cases:
         raise HostError(f"{data.folder} has no case that can be edited.")
     store = Store(out)
-    store.claim(methods, fingerprint_of(data.folder))
+    store.claim(with_settings(methods, settings), fingerprint_of(data.folder))
     networks = Networks(options.networks)
     for group, reason in networks.absent.items():
         progress.say(f"{group} will be absent: {reason}")
     run = Run(data, list(methods), (PICTURE_GROUP, *networks.groups), store, options.again)
     if next(run.todo(), None) is not None:
-        with make_pool(options, methods, out, progress) as pool:
+        with make_pool(options, methods, settings, out, progress) as pool:
             pace = run.go(pool, progress.live)
         progress.say(f"{pace.done.total()} edits done, {pace.failed} failed")
     else:
@@ -126,6 +132,33 @@ def read_methods(text: str) -> dict[str, Any]:
     if not found:
         raise HostError("no method was named: name workflow files with --methods.")
     return found
+
+
+def read_settings(texts: Sequence[str], methods: dict[str, Any]) -> Settings:
+    """Return the widgets that are set by workflow. Raises: HostError."""
+    found: Settings = {name: {} for name, workflow in methods.items() if workflow is not None}
+    for text in texts:
+        place, equals, value = text.partition("=")
+        method, _, widget = place.rpartition(".")
+        if not (equals and widget):
+            raise HostError(f"--set {text}: write NAME=VALUE or METHOD.NAME=VALUE.")
+        if method and method not in found:
+            raise HostError(f"--set {text}: no workflow {method} is among the methods.")
+        try:
+            given: Any = json.loads(value)
+        except ValueError:
+            given = value
+        for name in [method] if method else found:
+            found[name][widget] = given
+    return {name: widgets for name, widgets in found.items() if widgets}
+
+
+def with_settings(methods: dict[str, Any], settings: Settings) -> dict[str, Any]:
+    """Return what tells a method's results from those of the same workflow set otherwise."""
+    return {
+        name: {"workflow": workflow, "set": settings[name]} if name in settings else workflow
+        for name, workflow in methods.items()
+    }
 
 
 def read_data(options: argparse.Namespace, out: Path) -> Data:
@@ -162,7 +195,8 @@ def fingerprint_of(folder: Path) -> str:
 
 
 def make_pool(
-    options: argparse.Namespace, methods: dict[str, Any], out: Path, progress: Progress
+    options: argparse.Namespace, methods: dict[str, Any], settings: Settings, out: Path,
+    progress: Progress,
 ) -> AbstractContextManager:
     """Return the workers that the command line asks for."""
     host: Host | None = None
@@ -171,7 +205,7 @@ def make_pool(
     several = options.workers > 1 and not options.ray
     threads = max(1, (os.cpu_count() or 1) // options.workers) if several else None
     plan = Plan(methods, host, out / "servers", options.cpu or None,
-                options.networks and options.networks.absolute(), threads)  # fmt: skip
+                options.networks and options.networks.absolute(), threads, settings)  # fmt: skip
     if options.ray:
         progress.say(f"asking the Ray cluster at {options.ray} for workers ...")
         return RayPool(plan, options.ray, options.workers, options.cores)

@@ -9,7 +9,7 @@ and the picture of the Edit-Sampler's first output are taken.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
@@ -78,6 +78,25 @@ def read_method(name: str, prompt: Prompt, object_info: dict[str, Any]) -> Metho
         inputs.setdefault(what, places)
     check(name, inputs)
     return Method(name, prompt, {what: tuple(places) for what, places in inputs.items()}, output)
+
+
+def set_widgets(name: str, prompt: Prompt, settings: Mapping[str, Any]) -> Prompt:
+    """Return a workflow with some widgets of that name set, on every node that has one.
+
+    Raises: MarkError if no node has one.
+    """
+    prompt = deepcopy(prompt)
+    for widget, value in settings.items():
+        having = [node["inputs"] for node in prompt.values()
+                  if not isinstance(node["inputs"].get(widget, []), list)]  # fmt: skip
+        if not having:
+            raise MarkError(
+                f"{name}: no node has a widget {widget}: name the method that has, as in "
+                f"--set METHOD.{widget}={value}"
+            )
+        for inputs in having:
+            inputs[widget] = value
+    return prompt
 
 
 def find_marks(prompt: Prompt) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -27,7 +27,8 @@ class Plan:
     """methods: name to workflow, or to None for a built-in one.
 
     host: the ComfyUI for the workflows, None if there are none. home: the servers' folder.
-    threads: of a worker's own torch and of its server's; None leaves it to them.
+    threads: of a worker's own torch and of its server's; None leaves it to them. settings: by
+    method, values of widgets that are not the workflow's own.
     """
 
     methods: Mapping[str, Any]
@@ -36,6 +37,7 @@ class Plan:
     cpu: bool | None = None
     networks: Path | None = None
     threads: int | None = None
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     def open(self, number: int) -> Opened:
         """Make the worker of this process."""
@@ -45,7 +47,8 @@ class Plan:
             torch.set_num_threads(self.threads)
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # for the server that it starts
         workflows = {name: flow for name, flow in self.methods.items() if flow is not None}
-        served = Served(workflows, self.host, self.home / str(number), self.cpu)
+        served = Served(workflows, self.host, self.home / str(number), self.cpu,
+                        settings=self.settings)  # fmt: skip
         methods = dict.fromkeys(workflows, served.edit)
         methods |= {name: BUILT_IN[name] for name, flow in self.methods.items() if flow is None}
         device = "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"

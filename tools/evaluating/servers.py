@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from retrace.evaluation.jobs import Edit, EditError, Job
 from retrace.evaluation.worker import decode
 from workflow_api import to_api
 
-from .marks import Method, read_method
+from .marks import Method, read_method, set_widgets
 
 ARGUMENTS = ("--disable-api-nodes",)
 LOADING = ("Loader", "RetraceDemoModel")  # read once for all cases, so not a case's time
@@ -26,13 +27,15 @@ HOUR = 3600.0
 class Served:
     """Workflows by name, and the server that runs them; it is started when first needed.
 
-    client: a server that runs already, which is not started, restarted or stopped.
+    client: a server that runs already, which is not started, restarted or stopped. settings: by
+    method, values of widgets that are not the workflow's own.
     """
 
     def __init__(
         self, workflows: dict[str, Any], host: Host | None, home: Path, cpu: bool | None,
-        client: Client | None = None,
+        client: Client | None = None, settings: Mapping[str, Mapping[str, Any]] | None = None,
     ) -> None:  # fmt: skip
+        self.settings = settings or {}
         self.workflows, self.host, self.home, self.cpu = workflows, host, home, cpu
         self._client, self._server = client, None
         self._methods: dict[str, Method] = {}
@@ -57,7 +60,9 @@ class Served:
         """Return a workflow with its inputs found. Raises: HostError if it cannot be used."""
         if name not in self._methods:
             info = self.client().object_info()
-            self._methods[name] = read_method(name, to_api(self.workflows[name], info), info)
+            prompt = to_api(self.workflows[name], info)
+            prompt = set_widgets(name, prompt, self.settings.get(name, {}))
+            self._methods[name] = read_method(name, prompt, info)
         return self._methods[name]
 
     def edit(self, job: Job) -> Edit:

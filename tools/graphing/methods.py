@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+from .edits import CLIP_VISION
 from .graph import Graph, Node, Output
 from .parts import DEMO, SD15, Kit, reword
 
@@ -34,7 +35,9 @@ class Bench:
 
 SETTINGS = {
     DEMO.label: {"cfg": 4.0, "cross_replace": 0.6, "self_replace": 0.4},  # as Scenes-Bench has them
-    SD15.label: {"cfg": 7.5, "cross_replace": 0.4, "self_replace": 0.6},  # as PIE-Bench's papers do
+    SD15.label: {  # as PIE-Bench's papers do; low: of EDICT and InfEdit
+        "cfg": 7.5, "low": 3.0, "cross_replace": 0.4, "self_replace": 0.6,
+    },
     PIX2PIX.label: {"cfg": 7.5, "image_cfg": 1.5},
 }
 
@@ -117,11 +120,14 @@ def instruct_pix2pix(bench: Bench) -> None:
 class Inverted:
     """A method that inverts the source and samples the target under a controller.
 
-    source: "free", "pinned" (Direct Inversion), "null" (null-text), "negative" (negative prompt).
+    source: "free", "pinned" (Direct Inversion), "null" (null-text), "negative" (negative prompt),
+    "style" (StyleDiffusion), or an inversion that is none of DDIM's: "dpm", "edict", "noises"
+    (edit-friendly), "ledits", "virtual". skipped: first steps that the edit leaves out.
     """
 
     source: str = "free"
     control: str = ""
+    skipped: int = 0
 
     def __call__(self, bench: Bench) -> None:
         """Draw it."""
@@ -139,14 +145,27 @@ class Inverted:
                 positive = direction(bench, source)
             samples = graph.add(
                 "RetraceEditSampler", model=self.controlled(bench, pair), trajectory=trajectory,
-                positive=positive, negative=negative, cfg=bench.settings["cfg"],
+                positive=positive, negative=negative, cfg=self.cfg(bench),
+                start_step=self.skipped,
                 reconstruct=self.control != "" and self.source != "pinned",
             ).edited  # fmt: skip
         finish(bench, samples)
 
+    def cfg(self, bench: Bench) -> float:
+        """Return the cfg of the edit."""
+        low = bench.settings.get("low", bench.settings["cfg"])
+        return low if self.source in ("edict", "virtual") else bench.settings["cfg"]
+
     def invert(self, bench: Bench, source: Output, negative: Output) -> Output:
         """Draw the inversion."""
         graph = bench.graph
+        if self.source in OTHERS:
+            kind, given = OTHERS[self.source]
+            if self.source == "edict":
+                given = given | {"cfg": self.cfg(bench), "negative": negative}
+            return graph.add(
+                kind, model=bench.loader.model, positive=source, latent=bench.latent, **given
+            ).trajectory  # fmt: skip
         regularise = {"regularise": "fixed"} if self.control == "pix2pix-zero" else {}
         trajectory = graph.add(
             "RetraceInvertDDIM", model=bench.loader.model, positive=source, latent=bench.latent,
@@ -163,16 +182,24 @@ class Inverted:
             return graph.add(
                 "RetraceInvertNegativePrompt", trajectory=trajectory, negative=negative
             ).trajectory
+        if self.source == "style":
+            return learned(bench, trajectory, negative)
         return trajectory
 
     def controlled(self, bench: Bench, pair: Node) -> Output:
         """Draw the controller; return its model."""
         graph, model = bench.graph, bench.loader.model
-        if self.control == "p2p":
+        if self.control in ("p2p", "proximal p2p"):
             windows = {name: bench.settings[name] for name in ("cross_replace", "self_replace")}
+            if self.control == "proximal p2p":
+                model = graph.add("RetraceProximalGuidance", model=model).model
             return graph.add(
                 "RetraceP2PController", model=model, prompts=pair.prompts, **windows
             ).model
+        if self.control == "unified":
+            return graph.add("RetraceUACController", model=model, prompts=pair.prompts).model
+        if self.control == "sparse":
+            return graph.add("RetraceSparseGuidance", model=model, prompts=pair.prompts).model
         if self.control == "masactrl":
             return graph.add(
                 "RetraceMasaCtrlController", model=model, start_step=MASACTRL_START
@@ -182,6 +209,25 @@ class Inverted:
         if self.control == "pix2pix-zero":
             return graph.add("RetraceXAttnGuidance", model=model).model
         return model
+
+
+def learned(bench: Bench, trajectory: Output, negative: Output) -> Output:
+    """Draw StyleDiffusion: shorter training on the demo model, whose image encoder is untrained."""
+    graph = bench.graph
+    if bench.loader.type == "RetraceDemoModel":
+        vision = graph.add("RetraceDemoVision").clip_vision
+        training = {"inner_steps": 10, "start": "identity"}
+    else:
+        vision = graph.add(
+            "CLIPVisionLoader", models=[CLIP_VISION], clip_name=CLIP_VISION["name"]
+        ).clip_vision
+        training = {}
+    trained = graph.add(
+        "RetraceInvertStyleDiffusion", model=bench.loader.model, trajectory=trajectory,
+        negative=negative, clip_vision=vision, image=bench.image, cfg=bench.settings["cfg"],
+        **training,
+    ).trajectory  # fmt: skip
+    return graph.add("RetraceStyleDiffusionWindow", trajectory=trained).trajectory
 
 
 def direction(bench: Bench, source: Output) -> Output:
@@ -194,6 +240,13 @@ def direction(bench: Bench, source: Output) -> Output:
 
 
 BOTH = (DEMO, SD15)
+OTHERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "dpm": ("RetraceInvertDPMSolver", {"steps": 30}),
+    "edict": ("RetraceInvertEDICT", {"steps": 50}),
+    "noises": ("RetraceInvertEditFriendly", {"steps": 50}),
+    "ledits": ("RetraceInvertEditFriendly", {"steps": 25, "solver": "sde-dpmpp-2", "skip": 0.3}),
+    "virtual": ("RetraceVirtualInversion", {"steps": 12}),
+}
 METHODS: dict[str, tuple[Callable[[Bench], None], tuple[Kit, ...]]] = {
     "sdedit": (sdedit, BOTH),
     "instruct_pix2pix": (instruct_pix2pix, (PIX2PIX,)),
@@ -201,7 +254,15 @@ METHODS: dict[str, tuple[Callable[[Bench], None], tuple[Kit, ...]]] = {
     "ddim_p2p": (Inverted(control="p2p"), BOTH),
     "null_text_p2p": (Inverted("null", "p2p"), BOTH),
     "negative_prompt_p2p": (Inverted("negative", "p2p"), BOTH),
+    "proximal_p2p": (Inverted("negative", "proximal p2p"), BOTH),
+    "style_diffusion_p2p": (Inverted("style", "p2p"), BOTH),
     "direct_p2p": (Inverted("pinned", "p2p"), BOTH),
+    "dpm_solver_p2p": (Inverted("dpm", "p2p"), BOTH),
+    "edict_p2p": (Inverted("edict", "p2p"), BOTH),
+    "edit_friendly_p2p": (Inverted("noises", "p2p", skipped=12), BOTH),
+    "ledits": (Inverted("ledits", "sparse"), BOTH),
+    "infedit_p2p": (Inverted("virtual", "p2p"), BOTH),
+    "infedit": (Inverted("virtual", "unified"), BOTH),
     "ddim_masactrl": (Inverted(control="masactrl"), BOTH),
     "direct_masactrl": (Inverted("pinned", "masactrl"), BOTH),
     "ddim_pnp": (Inverted(control="pnp"), BOTH),
