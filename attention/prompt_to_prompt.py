@@ -16,8 +16,6 @@ from .tokens import TokenizedPrompt
 from .windows import Window, check_window, token_gates, window_steps
 
 SELF_REPLACE = SelfRule("source", "source", "target")
-SELF_TOKENS = 32 * 32
-"""The published limit on the self-attention layers whose maps may be the source's."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,8 +42,8 @@ class PromptToPrompt:
     word_windows: own windows for single target words. reweight: factors on target words' maps,
       inside the cross window (1 changes nothing, negative suppresses).
     self_tokens: self-attention layers with more image tokens than this are left alone; None
-      takes the published limit of 32 x 32, scaled up to a larger image (half the latent's sides),
-      and does not limit a transformer, whose layers all have one grid.
+      scales the published limit of 32 x 32 (half the latent's sides) to the image, and does not
+      limit a transformer, whose layers all have one grid.
     cross_depth, self_depth: which layers are edited, [start, end) as fractions of them in call
       order; published: all.
     blend: words outside whose region the source is kept, or None.
@@ -106,8 +104,7 @@ class PromptToPrompt:
         sites = sites_at_depth(facts.sites, "self", self.self_depth)
         if self.self_tokens is None and is_transformer(facts.sites):
             return sites
-        scaled = -(-facts.height // 2) * -(-facts.width // 2)
-        limit = self.self_tokens or max(SELF_TOKENS, scaled)
+        limit = self.self_tokens or -(-facts.height // 2) * -(-facts.width // 2)
         return frozenset(site for site in sites if facts.tokens(site) <= limit)
 
 

@@ -75,11 +75,6 @@ def test_the_same_layers_are_held_at_any_size(height, width):
     assert held_layers(RunFacts(50, 0, height, width, 1, LEVELS)) == {1, 2, 3}
 
 
-@pytest.mark.parametrize(("side", "first"), [(16, 0), (32, 0), (33, 1)])
-def test_a_small_latent_is_held_where_the_published_limit_holds_it(side, first):
-    assert held_layers(RunFacts(50, 0, side, side, 1, LEVELS)) == set(range(first, 4))
-
-
 def test_the_limit_of_tokens_can_be_set():
     assert held_layers(RunFacts(50, 0, 64, 64, 1, LEVELS), self_tokens=16 * 16) == {2, 3}
 
