@@ -65,10 +65,12 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
 
 def describe(count: int, settings: Settings) -> str:
     """Say in one line what was run."""
+    limit = settings.self_tokens
+    layers = "" if limit is None else f" (layers of up to {limit} tokens)"
     return (
         f"{count} held-out scenes, one word swapped, {settings.steps} steps, cfg {settings.cfg:g}"
-        f" for every method, windows cross {settings.cross:g} and self {settings.self_:g};"
-        " one CPU thread a process."
+        f" for every method, windows cross {settings.cross:g} and self {settings.self_:g}"
+        f"{layers}; one CPU thread a process."
     )
 
 
