@@ -168,8 +168,9 @@ def _build_vae(weights: dict[str, Tensor]) -> Any:
     vae.patcher = ModelPatcher(
         net, load_device=vae.device, offload_device=model_management.vae_offload_device()
     )
-    vae.size = None  # measured again for the new network
-    vae.model_size()
+    if hasattr(vae, "model_size"):  # ComfyUI 0.3.53 and on keep it
+        vae.size = None  # measured again for the new network
+        vae.model_size()
     # 64 + 128 channels at a quarter and an eighth of the side, a few copies of each, in bytes
     vae.memory_used_encode = lambda shape, dtype: 100 * shape[2] * shape[3]
     vae.memory_used_decode = lambda shape, dtype: 100 * 64 * shape[2] * shape[3]

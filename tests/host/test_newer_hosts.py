@@ -99,7 +99,7 @@ def newer_attention(comfy, monkeypatch):
     """Let the host's layers call attention as 0.40 does; returns how many calls there were."""
     import comfy.ldm.modules.attention as attention
     import comfy.ldm.pixart.blocks as blocks
-    from retrace.host import attach, map_guidance, pixart
+    from retrace.host import attach, pixart
 
     function, calls = attention.optimized_attention.__wrapped__, []
 
@@ -124,7 +124,7 @@ def newer_attention(comfy, monkeypatch):
     for module in (attention, blocks):
         monkeypatch.setattr(module, "optimized_attention", functools.wraps(function)(from_layer))
     monkeypatch.setattr(attention, "optimized_attention_masked", from_layer)
-    for module in (attach, map_guidance, pixart):
+    for module in (attach, pixart):
         monkeypatch.setattr(module, "optimized_attention", newer)
     return calls
 
