@@ -15,10 +15,13 @@ from PIL import Image
 from .jobs import Case, Data, Result
 from .pie_bench import DamagedEntry
 from .store import Store
+from .tables import decibel
 
 SIDE = 192
 QUALITY = 85
-SHOWN = ("published_psnr", "corrected_psnr", "exact_psnr", "right")
+SHOWN = {
+    "published_psnr": "PSNR published", "corrected_psnr": "corrected", "exact_psnr": "to exact",
+}  # fmt: skip
 HEAD = """<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><title>{title}</title>
 <meta name="viewport" content="width=device-width">
@@ -126,11 +129,10 @@ def figures(
 
 def caption_of(result: Result) -> str:
     """Name a method and its main numbers."""
-    numbers = [
-        f"{name.replace('_', ' ')} {result.metrics[name]:.1f}"
-        for name in SHOWN
-        if name in result.metrics
-    ]
+    found = result.metrics
+    numbers = [f"{text} {decibel(found[name])}" for name, text in SHOWN.items() if name in found]
+    if "right" in found:
+        numbers.append("right" if found["right"] else "not right")
     return f"<b>{html.escape(result.method)}</b><br>{', '.join(numbers)}"
 
 

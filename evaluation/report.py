@@ -45,21 +45,31 @@ HEADINGS = {
 
 @dataclass
 class Mean:
-    """A mean that leaves out what is not a number, so that a table never holds all values."""
+    """A mean over finite values, so that a table never holds all of them.
+
+    exact: how many were infinite, the PSNR of what is equal: one such case would hide all others.
+    """
 
     total: float = 0.0
     count: int = 0
+    exact: int = 0
 
     def add(self, value: float | None) -> None:
         """Take in a value."""
-        if value is not None and not math.isnan(value):
-            self.total += value
-            self.count += 1
+        if value is None or math.isnan(value):
+            return
+        if math.isinf(value):
+            self.exact += 1
+            return
+        self.total += value
+        self.count += 1
 
     @property
     def value(self) -> float:
-        """The mean so far; nan if there is none."""
-        return self.total / self.count if self.count else math.nan
+        """The mean so far; nan if there is none, infinity if all were."""
+        if self.count:
+            return self.total / self.count
+        return math.inf if self.exact else math.nan
 
 
 @dataclass
@@ -114,6 +124,7 @@ def make_report(
                   types_table(methods, types, means)]  # fmt: skip
     if any("right" in one.metrics for one in means.values()) and len(types) > 1:
         parts += ["## By type: edits that are right, %", right_table(methods, types, means)]
+    parts += exact_notes(methods, means)
     notes = [f"- {GROUPS[group]}: absent, {reason}" for group, reason in absent.items()]
     if notes:
         parts += ["## Absent", "\n".join(notes)]
@@ -140,6 +151,17 @@ def papers_table(
         yield str(one.failed)
 
     return markdown_table(headers, [[name, *cells(means[name, ALL])] for name in methods])
+
+
+def exact_notes(methods: Sequence[str], means: Mapping[tuple[str, str], Means]) -> list[str]:
+    """Say which means of a PSNR leave out cases that are exact."""
+    found = []
+    for method in methods:
+        for name, one in means[method, ALL].metrics.items():
+            if one.exact and one.count:
+                share = f"{one.exact} of {one.exact + one.count}"
+                found.append(f"{method} {name.replace('_', ' ')}: {share}")
+    return [f"Cases that are exact and left out of the mean: {'; '.join(found)}."] if found else []
 
 
 def exact_table(methods: Sequence[str], means: Mapping[tuple[str, str], Means]) -> str:

@@ -31,6 +31,13 @@ def test_means_leave_out_what_is_no_number_and_count_failures():
     assert math.isnan(means["p2p", "style"].get("published_psnr"))
 
 
+def test_one_case_that_is_exact_hides_no_others():
+    ddim = Result("ddim", "2", "change", 1.0, None, {"published_psnr": 30.0})
+    report = make_report("A run", average([*RESULTS, ddim]), {})
+    assert cells(report, "ddim")[2] == "30.00"
+    assert "left out of the mean: ddim published psnr: 1 of 2." in report
+
+
 def test_table_has_the_papers_columns_scales_and_says_what_is_absent():
     report = make_report("A run", average(RESULTS), {"clip": "no weights"})
     assert cells(report, "p2p") == [

@@ -2,6 +2,7 @@
 
 import json
 import math
+import weakref
 from dataclasses import replace
 from itertools import islice
 
@@ -9,8 +10,9 @@ import numpy as np
 import pytest
 from helpers_runs import Counting, make_run, write_data
 from PIL import Image
-from retrace.evaluation.jobs import Result
+from retrace.evaluation.jobs import Edit, Result
 from retrace.evaluation.pie_bench import IMAGES
+from retrace.evaluation.report import ALL, average
 from retrace.evaluation.runner import Pace, clock, in_this_process
 from retrace.evaluation.store import Store, StoreError, write
 from retrace.evaluation.worker import BUILT_IN
@@ -122,6 +124,21 @@ def test_a_file_is_there_whole_or_not_at_all(tmp_path):
     write(file, b"one")
     write(file, b"two")
     assert file.read_bytes() == b"two" and [path.name for path in file.parent.iterdir()] == ["file"]
+
+
+def test_memory_holds_one_case_at_a_time_however_many_there_are(tmp_path):
+    data, alive, most = write_data(tmp_path / "data", 600), weakref.WeakValueDictionary(), []
+
+    def watching(job):
+        alive[job.key] = job
+        most.append(len(alive))
+        return Edit(job.source)
+
+    run, worker = make_run(tmp_path / "out", data, {"watching": watching}, groups=())
+    pace = run.go(in_this_process(worker.do))
+    means = average(run.results())
+    assert pace.done.total() == means["watching", ALL].edited == 600
+    assert max(most) <= 2  # the one at work, and the one before it
 
 
 def test_time_left_follows_each_methods_own_pace(monkeypatch):

@@ -18,7 +18,12 @@ from retrace.evaluation.worker import Worker
 
 import workflows as tool
 
-FEWER = {"steps": 4, "inner_steps": 1, "start_step": 0}
+FEWER = {
+    "null_text_p2p": {"inner_steps": 1},
+    "style_diffusion_p2p": {"inner_steps": 1},
+    "dpm_solver_p2p": {"sweeps": 0, "iterations": 1},
+    "edit_friendly_p2p": {"start_step": 1},
+}
 
 
 @pytest.fixture(scope="session")
@@ -32,8 +37,8 @@ def data(tmp_path_factory):
 def serve(client, tmp_path):
     """Make methods of workflows on the shared server."""
 
-    def make(**workflows):
-        return Served(workflows, None, tmp_path, True, client=client)
+    def make(settings=None, **workflows):
+        return Served(workflows, None, tmp_path, True, client=client, settings=settings)
 
     return make
 
@@ -67,7 +72,8 @@ def test_method_files_are_what_the_descriptions_draw(object_info):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_each_of_our_methods_edits_a_case(serve, data, name):
-    served = serve(**{name: with_fewer_steps(ours(name))})
+    settings = {name: {"steps": 4, **FEWER.get(name, {})}}
+    served = serve(settings, **{name: with_fewer_steps(ours(name))})
     edit = served.edit(job_of(data, name))
     side = 512 if name == "instruct_pix2pix" else 128
     assert edit.picture.shape == (side, side, 3) and edit.seconds > 0

@@ -83,6 +83,9 @@ def test_row_forwards_are_read_from_what_nodes_say():
     said = demo.notes(workflow(), run)
     assert said.keys() == {"RetraceEditSampler", "RetraceInvertDDIM"}
     assert demo.row_forwards(said) == {"RetraceEditSampler": 130}
+    refined = {"Null-text": ["row-forwards: 50", "seconds: 2", "null-row-forwards: 600",
+                             "null-row-backwards: 400"]}  # fmt: skip
+    assert demo.row_forwards(refined) == {"Null-text": 600}
 
 
 def test_psnr_is_the_textbook_one():

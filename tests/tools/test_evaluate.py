@@ -10,13 +10,23 @@ import sys
 import time
 
 import pytest
-from evaluating.command import limited, read_methods, spread
+from evaluating.command import (
+    limited,
+    main,
+    read_methods,
+    read_settings,
+    spread,
+    with_settings,
+)
+from evaluating.marks import set_widgets
 from evaluating.plan import Plan
 from evaluating.pools import LocalPool
+from evaluating.servers import Served, end_left_behind
 from helpers_runs import make_run, write_data
-from hosting.errors import HostError
+from hosting.errors import HostError, ServerError
 from hosting.layout import REPOSITORY
 from retrace.evaluation.jobs import load_data
+from retrace.evaluation.pie_bench import MAPPING
 from retrace.evaluation.runner import in_this_process
 from retrace.evaluation.worker import BUILT_IN
 
@@ -79,35 +89,134 @@ def test_ray_that_is_not_installed_is_said_in_one_sentence(monkeypatch):
         import_ray()
 
 
-def table(out):
-    """The report without its seconds, which differ from run to run."""
+def test_damaged_entries_are_reported_by_id_and_the_rest_is_done(tmp_path, capfd):
+    data = write_data(tmp_path / "data", 6)
+    file = data / MAPPING
+    entries = json.loads(file.read_text())
+    entries["000000000000"]["image_path"] = "nowhere.png"
+    entries["000000000001"]["mask"] = [3, 4, 5]
+    entries["000000000002"]["editing_type_id"] = "17"
+    entries["000000000003"]["blended_word"] = "cat"
+    file.write_text(json.dumps(entries))
+    out = tmp_path / "out"
+    assert main(["--data", str(data), "--methods", "no-edit,exact-target", "--out", str(out)]) == 0
+    said = capfd.readouterr()
+    said = said.out + said.err
+    for key, words in (("0", "nowhere.png is missing"), ("1", "has 3 numbers"), ("2", "'17'"),
+                       ("3", "not two words")):  # fmt: skip
+        assert re.search(rf"left out 00000000000{key}: .*{words}", said)
     report = (out / "report.md").read_text()
-    return re.sub(r"\d+ cases of .*", "", report)
+    assert "# 2 cases of data, 2 methods" in report and "4 damaged entries were left out" in report
+    done = sorted(path.name for path in (out / "records" / "no-edit").iterdir())
+    assert done == ["000000000004.json", "000000000005.json"]
+    assert all((out / name).stat().st_size for name in ("sheet.jpg", "index.html"))
+
+
+def test_widgets_are_set_in_all_workflows_or_in_one():
+    methods = {"a": {}, "b": {}, "no-edit": None}
+    found = read_settings(["steps=25", "b.steps=12", "b.mode=soft"], methods)
+    assert found == {"a": {"steps": 25}, "b": {"steps": 12, "mode": "soft"}}
+    assert with_settings(methods, {"a": {"steps": 25}})["a"] != with_settings(methods, {})["a"]
+    prompt = {"1": {"inputs": {"steps": 50, "cfg": ["2", 0]}}, "2": {"inputs": {"steps": 9}}}
+    changed = set_widgets("a", prompt, {"steps": 25})
+    assert [node["inputs"]["steps"] for node in changed.values()] == [25, 25]
+    assert prompt["1"]["inputs"]["steps"] == 50
+    with pytest.raises(HostError, match=r"no node has a widget cfg.*--set METHOD\.cfg=3"):
+        set_widgets("a", prompt, {"cfg": 3})
+
+
+@pytest.mark.parametrize(("text", "words"), [
+    ("steps", "write NAME=VALUE"), ("c.steps=2", "no workflow c"), ("no-edit.x=2", "no workflow"),
+])  # fmt: skip
+def test_settings_that_are_none_are_refused(text, words):
+    with pytest.raises(HostError, match=words):
+        read_settings([text], {"a": {}, "no-edit": None})
+
+
+def test_a_run_that_has_ended_starts_no_server_again(tmp_path, monkeypatch):
+    started = []
+
+    class FakeServer:
+        process = client = None
+
+        def __init__(self, *_, **__):
+            started.append(self)
+            self.stopped = False
+
+        def __enter__(self):
+            self.process = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+            return self
+
+        def check_pack(self):
+            self.client = object()
+
+        def stop(self):
+            self.stopped = self.process.kill() or self.process.wait() != 0
+
+    monkeypatch.setattr("evaluating.servers.Server", FakeServer)
+    served = Served({"a": {}}, None, tmp_path, True)
+    assert served.client() is served.client() is started[0].client
+    served.end()
+    assert started[0].stopped and not (tmp_path / "server.pid").exists()
+    with pytest.raises(ServerError, match="has ended"):
+        served.client()
+    assert len(started) == 1
+
+
+def test_the_server_of_a_worker_that_was_killed_is_ended_and_no_other(tmp_path):
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    left = subprocess.Popen([*sleep, str(tmp_path / "base")])
+    other = subprocess.Popen(sleep)
+    try:
+        for process in (other, left):
+            (tmp_path / "server.pid").write_text(str(process.pid))
+            end_left_behind(tmp_path)
+        left.wait(10)  # raises if it is still there
+        assert other.poll() is None
+    finally:
+        left.kill()
+        other.kill()
+        left.wait()
+        other.wait()
 
 
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_killed_at_random_moments_it_ends_with_the_same_table(tmp_path):
-    data = write_data(tmp_path / "data", 400)
-    arguments = ["--data", str(data), "--methods", "no-edit,exact-target", "--workers", "2"]
-    began = time.monotonic()
-    subprocess.run([*COMMAND, *arguments, "--out", str(tmp_path / "whole")], check=True)
-    whole = time.monotonic() - began
-    moments, killed = random.Random(7), 0
-    while killed < 5:
-        run = subprocess.Popen([*COMMAND, *arguments, "--out", str(tmp_path / "cut")])
-        time.sleep(moments.uniform(0.3, 0.9) * whole)
-        killed += run.poll() is None
+def test_killed_at_five_random_moments_it_ends_with_the_same_table(tmp_path):
+    data, cut = write_data(tmp_path / "data", 400), tmp_path / "cut"
+    command = [*COMMAND, "--data", str(data), "--methods", "no-edit,exact-target",
+               "--workers", "2", "--out"]  # fmt: skip
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    moments = random.Random(7)
+    for count in sorted(moments.sample(range(20, 790), 5)):
+        run = subprocess.Popen([*command, str(cut)])
+        while sum(1 for _ in cut.glob("records/*/*.json")) < count:
+            assert run.poll() is None
+            time.sleep(0.01)
+        time.sleep(moments.uniform(0, 0.05))
         run.kill()
-        run.wait()
-        if run.returncode == 0:
-            break
-    subprocess.run([*COMMAND, *arguments, "--out", str(tmp_path / "cut")], check=True)
-    assert killed >= 2
-    assert table(tmp_path / "cut") == table(tmp_path / "whole")
+        assert run.wait() == -signal.SIGKILL
+    subprocess.run([*command, str(cut)], check=True)
     for name in ("records", "edits"):
-        assert contents(tmp_path / "cut" / name) == contents(tmp_path / "whole" / name)
-    assert len(contents(tmp_path / "cut" / "records")) == 800
+        assert contents(cut / name) == contents(tmp_path / "whole" / name)
+    assert len(contents(cut / "records")) == 800
+    assert (cut / "report.md").read_text() == (tmp_path / "whole" / "report.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_workers_of_a_ray_cluster_give_the_bytes_of_one_process(tmp_path):
+    pytest.importorskip("ray")
+    data = write_data(tmp_path / "data", 40)
+    command = [*COMMAND, "--data", str(data), "--methods", "no-edit,exact-target", "--out"]
+    subprocess.run([*command, str(tmp_path / "one")], check=True)
+    ray = ["--ray", "local", "--workers", "2"]
+    subprocess.run([*command, str(tmp_path / "ray"), *ray], check=True)
+    for name in ("records", "edits"):
+        assert contents(tmp_path / "ray" / name) == contents(tmp_path / "one" / name)
+    assert (tmp_path / "ray" / "report.md").read_text() == (
+        tmp_path / "one" / "report.md"
+    ).read_text()
 
 
 @pytest.mark.slow

@@ -52,4 +52,4 @@ class Plan:
         methods = dict.fromkeys(workflows, served.edit)
         methods |= {name: BUILT_IN[name] for name, flow in self.methods.items() if flow is None}
         device = "cuda" if torch.cuda.is_available() and not self.cpu else "cpu"
-        return Opened(Worker(methods, Networks(self.networks, device)), served.close)
+        return Opened(Worker(methods, Networks(self.networks, device)), served.end)

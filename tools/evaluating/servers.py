@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from .marks import Method, read_method, set_widgets
 ARGUMENTS = ("--disable-api-nodes",)
 LOADING = ("Loader", "RetraceDemoModel")  # read once for all cases, so not a case's time
 HOUR = 3600.0
+PID = "server.pid"
 
 
 class Served:
@@ -39,22 +41,48 @@ class Served:
         self.workflows, self.host, self.home, self.cpu = workflows, host, home, cpu
         self._client, self._server = client, None
         self._methods: dict[str, Method] = {}
+        self._starting, self._ended = threading.Lock(), False
 
     def client(self) -> Client:
-        """Return a client of the server, started if it is not running."""
-        if self._client is None:
-            log = self.home / "server.log"
-            server = Server(self.host, self.home / "base", log, cpu=self.cpu, arguments=ARGUMENTS)
-            self._server = server.__enter__()
-            self._server.check_pack()
-            self._client = self._server.client
-        return self._client
+        """Return a client of the server, started if it is not running.
+
+        Raises: ServerError if it does not start, or if this has ended.
+        """
+        with self._starting:
+            if self._client is None:
+                if self._ended:
+                    raise ServerError("the run has ended.")
+                end_left_behind(self.home)
+                log = self.home / "server.log"
+                server = Server(self.host, self.home / "base", log, cpu=self.cpu,
+                                arguments=ARGUMENTS)  # fmt: skip
+                self._server = server  # so that it can be ended while it starts
+                try:
+                    server.__enter__()
+                except BaseException:
+                    self._server = None
+                    raise
+                (self.home / PID).write_text(str(server.process.pid))
+                server.check_pack()
+                self._client = server.client
+            return self._client
 
     def close(self) -> None:
         """Stop the server."""
-        if self._server is not None:
-            self._server.stop()
-            self._server = self._client = None
+        server, self._server = self._server, None
+        if server is not None:
+            self._client = None
+            server.stop()
+            (self.home / PID).unlink(missing_ok=True)
+
+    def end(self) -> None:
+        """Stop the server, from any thread, and start none again."""
+        self._ended = True
+        server = self._server
+        if server is not None and server.process is not None:
+            server.process.terminate()  # one that is being started is not waited for
+        with self._starting:
+            self.close()
 
     def method(self, name: str) -> Method:
         """Return a workflow with its inputs found. Raises: HostError if it cannot be used."""
@@ -139,3 +167,16 @@ def seconds(prompt: dict[str, Any], run: Run) -> float:
         for node, spent in run.seconds.items()
         if not any(word in prompt.get(node, {}).get("class_type", "") for word in LOADING)
     )
+
+
+def end_left_behind(home: Path) -> None:
+    """End the server of a worker that was killed before it could; its folder is needed again."""
+    import psutil  # a requirement of ComfyUI
+
+    try:
+        process = psutil.Process(int((home / PID).read_text()))
+        if str(home / "base") in process.cmdline():
+            process.kill()
+            process.wait(10)
+    except (OSError, ValueError, psutil.Error):
+        pass  # there is none

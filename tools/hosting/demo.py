@@ -25,7 +25,8 @@ from .setup import find_host
 
 RESULTS = ("source", "reconstruction", "edit", "mask", "exact", "keep", "sheet")
 SCENE = "RetraceDemoScene"
-ROW_FORWARDS = re.compile(r"^row-forwards: (\d+)$", re.MULTILINE)
+# what refines an inversion repeats its report, and adds a line of its own
+ROW_FORWARDS = re.compile(r"^(?:\w+-)?row-forwards: (\d+)$", re.MULTILINE)
 STAGES = {  # what the report calls the time spent in a node, by the beginning of its type
     "RetraceInvert": "inversion",
     "RetraceEditSampler": "edit",
@@ -312,8 +313,8 @@ def notes(prompt: Prompt, run: Run) -> dict[str, list[str]]:
 
 def row_forwards(said: dict[str, list[str]]) -> dict[str, int]:
     """Return node title -> row-forwards, for the nodes that report them."""
-    found = {title: ROW_FORWARDS.search("\n".join(lines)) for title, lines in said.items()}
-    return {title: int(match[1]) for title, match in found.items() if match}
+    found = {title: ROW_FORWARDS.findall("\n".join(lines)) for title, lines in said.items()}
+    return {title: int(counts[-1]) for title, counts in found.items() if counts}
 
 
 def print_report(report: dict[str, Any], progress: Progress) -> None:
