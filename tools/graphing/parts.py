@@ -39,7 +39,8 @@ class Kit:
 
     label: what the README calls it. suffix: what its files end in. size: pixels a side.
     checkpoint: the file that holds model, CLIP and VAE. parts: one file each instead, in this
-    order. Neither: the Demo-Model with a `network`. coarsest: `max_downsample` of the finest attention.
+    order. Neither: the Demo-Model with a `network`. coarsest: `max_downsample` of the finest
+    attention.
     """
 
     label: str
