@@ -49,7 +49,9 @@ def merged(ratio: float) -> Method:
     """Return the whole pipeline with tokens merged, in the inversion too."""
 
     def method(bench: Workbench) -> Outcome:
-        model = with_controller(bench.model, PatchMerge(ratio)) if ratio else bench.model
+        if not ratio:
+            return with_control()(bench)
+        model = with_controller(bench.model, PatchMerge(ratio))
         trajectory = bench.once(f"dpm-solver, merged {ratio}", lambda: invert_with_dpm_solver(
             model, bench.source, bench.latent, steps=bench.settings.steps
         )[0])  # fmt: skip
