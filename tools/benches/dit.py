@@ -1,9 +1,9 @@
 """DiT4Edit's parts on held-out scenes, with the demo's PixArt: inversion, control, merging.
 
 One word is swapped in each scene: a colour, of an object or of the ground (this PixArt draws no
-shapes). The first table compares inversions of equal steps with the source sampled beside the target;
-the second unified control with its parts, the third merging, both from DPM-Solver++ with the source
-pinned.
+shapes). The first table compares inversions of equal steps with the source sampled beside the
+target; the second unified control with its parts, the third merging, both from DPM-Solver++ with
+the source pinned.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ UNIFIED = "unified control"  # as evaluation/dit_methods.py names it, which need
 TABLES = {
     "inversion": (CEILING, "DDIM + unified control", "DPM-Solver++ + unified control"),
     "control": (
-        CEILING, "no control", "word maps alone", "word maps and structure (P2P)",
-        "content alone (MasaCtrl)", "word maps and content", UNIFIED,
+        CEILING, "no control", "word maps alone", "content alone (MasaCtrl) from 0.2",
+        "word maps, structure, content from 0.2", UNIFIED,
     ),
-    "merging": ("unified, merge 0", "unified, merge 0.5", "unified, merge 0.8"),
+    "merging": (UNIFIED, "unified, merge 0.5", "unified, merge 0.8"),
 }  # fmt: skip
 ABLATION_SEED = 1000
 ABLATED_CFG = (2.0, 3.0, 4.5)

@@ -327,11 +327,12 @@ RECIPES: tuple[Recipe, ...] = (
         edits.dit4edit,
         ((DEMO_DIT, SWAP[0][1]), (PIXART, SWAP[1][1])),
         "DPM-Solver++ is inverted in 30 steps; DiT4Edit-Controller lends the edit the source's "
-        "word maps, then its structure, then its content; PatchMerge merges 80 % of the tokens in "
-        "self-attention, in the inversion and in the edit. Direct Inversion pins the source, "
-        "which the paper does not do.",
+        "word maps and its structure, and its content after *switch*; PatchMerge merges 80 % of "
+        "the tokens in self-attention, in the inversion and in the edit. Direct Inversion pins "
+        "the source, which the paper does not do.",
         (
-            "**switch** in DiT4Edit-Controller: 1 keeps structure only, 0 content only",
+            "**switch** in DiT4Edit-Controller: 1 keeps structure only, 0 content only; lower it "
+            "for new shapes and poses",
             "**cross_replace**: lower gives the new word more freedom",
             "**ratio** in PatchMerge: 0.5 or 0 keeps finer detail and takes longer",
             "the size: any multiple of 16 pixels, such as 1024 x 2048",
