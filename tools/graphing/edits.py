@@ -103,6 +103,34 @@ def exact_solver(graph: Graph, start: Start) -> None:
     show(graph, start, edit, prefix="dpm solver")
 
 
+def dit4edit(graph: Graph, start: Start) -> None:
+    """The published pipeline: DPM-Solver++ inverted, unified control, tokens merged throughout."""
+    with graph.group(NOISE):
+        merged = graph.add("RetracePatchMerge", model=start.model, ratio=0.8).model
+        start = start.with_model(merged)
+        trajectory = other_inversion(graph, start, "RetraceInvertDPMSolver", steps=30)
+        trajectory = graph.add("RetraceInvertDirectInversion", trajectory=trajectory).trajectory
+    with graph.group(EDIT):
+        model = graph.add(
+            "RetraceDiT4EditController", model=start.model, prompts=start.pair.prompts
+        ).model
+        edit = sample(graph, start, model, trajectory, cfg=4.5)
+    show(graph, start, edit, prefix="dit4edit")
+
+
+def patch_merge(graph: Graph, start: Start) -> None:
+    """A word swap whose inversion and edit merge similar tokens."""
+    with graph.group(NOISE):
+        merged = graph.add(
+            "RetracePatchMerge", model=start.model, ratio=0.5, max_downsample=start.kit.coarsest
+        ).model
+        start = start.with_model(merged)
+        trajectory = invert(graph, start)
+    with graph.group(EDIT):
+        edit = sample(graph, start, prompt_to_prompt(graph, start, mode="replace"), trajectory)
+    show(graph, start, edit, prefix="patch merge")
+
+
 def edict(graph: Graph, start: Start) -> None:
     """Coupled latents: guided both ways, exact without pinning."""
     with graph.group(NOISE):

@@ -8,7 +8,19 @@ from typing import Any
 
 from . import edits
 from .graph import Graph
-from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin, reword
+from .parts import (
+    DEMO,
+    DEMO_DIT,
+    NOTE,
+    PIXART,
+    SD15,
+    SDXL,
+    Kit,
+    Start,
+    Words,
+    begin,
+    reword,
+)
 
 PAIR = "a red circle and a yellow star on a striped blue background"
 HEART = "a purple heart on a plain white background"
@@ -340,6 +352,42 @@ RECIPES: tuple[Recipe, ...] = (
             "**self_replace** in UAC-Controller: 0.3 lets shapes change",
         ),
         "a quick edit; softer with an ordinary model.",
+    ),
+    Recipe(
+        "edit_dit4edit",
+        "Edit with a diffusion transformer",
+        "PixArt: DPM-Solver++, unified attention control, merged tokens (DiT4Edit)",
+        edits.dit4edit,
+        ((DEMO_DIT, SWAP[0][1]), (PIXART, SWAP[1][1])),
+        "DPM-Solver++ is inverted in 30 steps; DiT4Edit-Controller lends the edit the source's "
+        "word maps and its structure, and its content after *switch*; PatchMerge merges 80 % of "
+        "the tokens in self-attention, in the inversion and in the edit. Direct Inversion pins "
+        "the source, which the paper does not do.",
+        (
+            "**switch** in DiT4Edit-Controller: 1 keeps structure only, 0 content only; lower it "
+            "for new shapes and poses",
+            "**cross_replace**: lower gives the new word more freedom",
+            "**ratio** in PatchMerge: 0.5 or 0 keeps finer detail and takes longer",
+            "the size: any multiple of 16 pixels, such as 1024 x 2048",
+        ),
+        "the swapped word shows, the rest stays. The demo's transformer has only 64 tokens, so its "
+        "edits are rough and merging shows; real PixArt has 4096 at 1024 x 1024.",
+    ),
+    Recipe(
+        "patch_merge",
+        "Merge similar tokens",
+        "fewer tokens in self-attention, for large pictures (PatchMerge)",
+        edits.patch_merge,
+        SWAP,
+        PINNED + "PatchMerge merges half of the tokens before self-attention and puts them back "
+        "after it, alike in the inversion and in the edit.",
+        (
+            "**ratio** in PatchMerge: 0 is off, 0.8 the published one; higher is faster and "
+            "coarser",
+            "**max_downsample**: 1 for SD1.5, 2 for SDXL, whose attention begins at half size",
+            "**end**: below 1 the last steps see all tokens",
+        ),
+        "nearly the word swap without it; faster where pictures are large.",
     ),
     Recipe(
         "invert_once_edit_many",
