@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..attention.plan import EditPlan, RunFacts
+from ..attention.plan import RunFacts
 from ..attention.rows import (
     LAYOUT_COND,
     LAYOUT_UNCOND,
@@ -22,7 +22,6 @@ from ..attention.rows import (
     RowLayout,
 )
 from ..attention.run import EditRun
-from ..attention.store import AttentionStore
 from ..attention.windows import window_steps
 from ..diffusion.edit import LayoutBranch, edit
 from ..diffusion.errors import LatentError, PlanError, TrajectoryError
