@@ -360,9 +360,10 @@ RECIPES: tuple[Recipe, ...] = (
         edits.dit4edit,
         ((DEMO_DIT, SWAP[0][1]), (PIXART, SWAP[1][1])),
         "DPM-Solver++ is inverted in 30 steps; DiT4Edit-Controller lends the edit the source's "
-        "word maps and its structure, and its content after *switch*; PatchMerge merges 80 % of "
-        "the tokens in self-attention, in the inversion and in the edit. Direct Inversion pins "
-        "the source, which the paper does not do.",
+        "word maps and its structure, and its content after *switch*; PatchMerge merges similar "
+        "tokens in self-attention, in the inversion and in the edit: 80 % of PixArt's, as "
+        "published, and a quarter of the demo's, which are only 64. Direct Inversion pins the "
+        "source, which the paper does not do.",
         (
             "**switch** in DiT4Edit-Controller: 1 keeps structure only, 0 content only; lower it "
             "for new shapes and poses",
@@ -370,8 +371,8 @@ RECIPES: tuple[Recipe, ...] = (
             "**ratio** in PatchMerge: 0.5 or 0 keeps finer detail and takes longer",
             "the size: any multiple of 16 pixels, such as 1024 x 2048",
         ),
-        "the swapped word shows, the rest stays. The demo's transformer has only 64 tokens, so its "
-        "edits are rough and merging shows; real PixArt has 4096 at 1024 x 1024.",
+        "the swapped word shows, the rest stays. The demo's transformer is small and its edits are "
+        "rough; real PixArt has 4096 tokens at 1024 x 1024.",
     ),
     Recipe(
         "patch_merge",
