@@ -54,7 +54,7 @@ def move(embedding: Tensor, tokens: Tensor, strength: float) -> Tensor:
 def move_pooled(extra: dict, direction: EditDirection, strength: float) -> dict:
     """Return a conditioning's other values with its pooled vector moved too.
 
-    Raises: PlanError when the vectors are of different text encoders.
+    Raises: PlanError when the pooled vectors are of different text encoders.
     """
     pooled = extra.get("pooled_output")
     if pooled is None or direction.pooled is None:

@@ -69,7 +69,7 @@ def sites_at_depth(
     return chosen
 
 
-def nearest_grid(sites: Sequence[Site], downsample: int) -> frozenset[Site]:
+def nearest_grid(sites: Sequence[Site], downsample: float) -> frozenset[Site]:
     """Return the encoder's and decoder's cross-attention layers whose grid is nearest to 1/n.
 
     The middle block is left out, as in the published codes, unless there is nothing else. Of two

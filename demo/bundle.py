@@ -1,6 +1,7 @@
-"""Build the demo model as ordinary ComfyUI objects: MODEL, CLIP and VAE from one small file.
+"""Build the demo models as ordinary ComfyUI objects: MODEL, CLIP and VAE from small files.
 
-ComfyUI is imported when `load_demo` is called, not before.
+There are two denoisers, a UNet and a diffusion transformer, under one text encoder and
+autoencoder. ComfyUI is imported when `load_demo` is called, not before.
 """
 
 from __future__ import annotations
@@ -12,10 +13,14 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .architecture import TEXT, UNET, VOCABULARY
+from .architecture import TEXT, TRANSFORMER, UNET, VOCABULARY
 from .autoencoder import Autoencoder
 
 WEIGHTS = Path(__file__).parent / "retrace-demo.safetensors"
+TRANSFORMER_WEIGHTS = Path(__file__).parent / "retrace-demo-transformer.safetensors"
+"""The transformer alone; text encoder and autoencoder are those of `WEIGHTS`."""
+
+KINDS = ("unet", "dit")
 DTYPE = torch.float32  # small enough to need no half precision, and inversions stay exact
 
 
@@ -27,16 +32,26 @@ class DemoModel(NamedTuple):
     vae: Any
 
 
-def load_demo(path: Path = WEIGHTS) -> DemoModel:
-    """Load the demo model; new objects each time, no global state changed.
+def load_demo(
+    path: Path = WEIGHTS, *, kind: str = "unet", transformer: Path = TRANSFORMER_WEIGHTS
+) -> DemoModel:
+    """Load a demo model; new objects each time, no global state changed.
 
-    Raises: FileNotFoundError if the weights are not there.
+    kind: "unet", or "dit" for a small PixArt. path: the file of text encoder, autoencoder and UNet;
+    transformer: the PixArt's.
+    Raises: FileNotFoundError if the weights are not there, ValueError for another kind.
     """
+    if kind not in KINDS:
+        raise ValueError(f"there is no demo model {kind!r}; choose one of {', '.join(KINDS)}")
     # nodes run in inference mode: weights made there could never take part in a backward pass
     # and the networks' first random weights shall not move the user's generator
     with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=[]):
         weights = read_weights(path)
-        return DemoModel(_build_model(weights), _build_clip(weights), _build_vae(weights))
+        if kind == "unet":
+            model = _build_unet(weights)
+        else:
+            model = _build_transformer(weights, _part(read_weights(transformer), "transformer"))
+        return DemoModel(model, _build_clip(weights), _build_vae(weights))
 
 
 def read_weights(path: Path = WEIGHTS) -> dict[str, Tensor]:
@@ -69,10 +84,25 @@ def _part(weights: dict[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key[len(prefix) :]: value for key, value in weights.items() if key.startswith(prefix)}
 
 
-def _build_model(weights: dict[str, Tensor]) -> Any:
+def _build_unet(weights: dict[str, Tensor]) -> Any:
+    from comfy.model_base import BaseModel
+
+    return _wrap(BaseModel, UNET, weights, _part(weights, "unet"))
+
+
+def _build_transformer(weights: dict[str, Tensor], state: dict[str, Tensor]) -> Any:
+    from .transformer import make_model_class
+
+    return _wrap(make_model_class(), TRANSFORMER, weights, state)
+
+
+def _wrap(
+    model_class: type, network: dict[str, Any], weights: dict[str, Tensor], state: dict[str, Tensor]
+) -> Any:
+    """Build a network as the host's MODEL; eps-prediction, SD 1's noise schedule."""
     from comfy import model_management
     from comfy.latent_formats import LatentFormat
-    from comfy.model_base import BaseModel, ModelType
+    from comfy.model_base import ModelType
     from comfy.model_patcher import ModelPatcher
     from comfy.supported_models_base import BASE
 
@@ -83,19 +113,19 @@ def _build_model(weights: dict[str, Tensor]) -> Any:
         latent_rgb_factors_bias = weights["preview.bias"].tolist()
 
     class DemoConfig(BASE):
-        """The host's description of this UNet; SD 1's noise schedule is its default."""
+        """The host's description of the network; SD 1's noise schedule is its default."""
 
-        unet_config = UNET
-        # the base class would force its own head counts onto the UNet
+        unet_config = network
+        # the base class would force its own head counts onto the network
         unet_extra_config = {}  # noqa: RUF012
         latent_format = DemoLatent
         memory_usage_factor = 0.5
 
-    config = DemoConfig(UNET)
+    config = DemoConfig(network)
     config.set_inference_dtype(DTYPE, None)
     offload = model_management.unet_offload_device()
-    model = BaseModel(config, model_type=ModelType.EPS, device=offload)
-    model.diffusion_model.load_state_dict(_part(weights, "unet"))
+    model = model_class(config, model_type=ModelType.EPS, device=offload)
+    model.diffusion_model.load_state_dict(state)
     model.requires_grad_(False)
     return ModelPatcher(
         model, load_device=model_management.get_torch_device(), offload_device=offload
@@ -115,7 +145,7 @@ def _build_clip(weights: dict[str, Tensor]) -> Any:
     state = _part(weights, "text")
     table = "text_model.embeddings.token_embedding.weight"
     state[table] = expand_vocabulary(state[table], weights["vocabulary"])
-    # the pooled output is not used by this UNet
+    # the pooled output is used by neither denoiser
     state["text_projection.weight"] = torch.eye(TEXT["hidden_size"])
     clip.cond_stage_model.clip_l.transformer.load_state_dict(state)
     clip.cond_stage_model.requires_grad_(False)
@@ -138,8 +168,9 @@ def _build_vae(weights: dict[str, Tensor]) -> Any:
     vae.patcher = ModelPatcher(
         net, load_device=vae.device, offload_device=model_management.vae_offload_device()
     )
-    vae.size = None  # measured again for the new network
-    vae.model_size()
+    if hasattr(vae, "model_size"):  # ComfyUI 0.3.53 and on keep it
+        vae.size = None  # measured again for the new network
+        vae.model_size()
     # 64 + 128 channels at a quarter and an eighth of the side, a few copies of each, in bytes
     vae.memory_used_encode = lambda shape, dtype: 100 * shape[2] * shape[3]
     vae.memory_used_decode = lambda shape, dtype: 100 * 64 * shape[2] * shape[3]

@@ -31,3 +31,17 @@ def make_class() -> type:
             return F.avg_pool2d(super().forward(wide, timesteps, context, **kwargs), ENLARGED)
 
     return DemoPixArt
+
+
+def make_model_class() -> type:
+    """Give the class of the host's model around the network. Needs ComfyUI."""
+    from comfy.model_base import BaseModel, PixArt
+
+    class DemoTransformer(PixArt):
+        """The host's PixArt with `DemoPixArt` for its network."""
+
+        def __init__(self, model_config: Any, model_type: Any, device: Any = None) -> None:
+            # PixArt's own start takes no other network
+            BaseModel.__init__(self, model_config, model_type, device, unet_model=make_class())
+
+    return DemoTransformer

@@ -49,7 +49,7 @@ def merged(ratio: float) -> Method:
     """Return the whole pipeline with tokens merged, in the inversion too."""
 
     def method(bench: Workbench) -> Outcome:
-        model = with_controller(bench.model, PatchMerge(ratio)) if ratio else bench.model
+        model = with_controller(bench.model, PatchMerge(ratio))
         trajectory = bench.once(f"dpm-solver, merged {ratio}", lambda: invert_with_dpm_solver(
             model, bench.source, bench.latent, steps=bench.settings.steps
         )[0])  # fmt: skip
@@ -59,17 +59,19 @@ def merged(ratio: float) -> Method:
 
 
 UNIFIED = "unified control"
+EARLY = 0.2
+"""A switch to content after a fifth of the steps, which the preset does without."""
 
 DIT: dict[str, Method] = {
     "DDIM + unified control": free(Workbench.ddim),
     "DPM-Solver++ + unified control": free(dpm_solver),
     "no control": plain,
     "word maps alone": with_control(cross_from=0.0, structure=False, content=False),
-    "word maps and structure (P2P)": with_control(content=False),
-    "content alone (MasaCtrl)": with_control(cross_replace=0.0, structure=False),
-    "word maps and content": with_control(structure=False),
+    "content alone (MasaCtrl) from 0.2": with_control(
+        cross_replace=0.0, structure=False, switch=EARLY
+    ),
+    "word maps, structure, content from 0.2": with_control(switch=EARLY),
     UNIFIED: with_control(),
-    "unified, merge 0": merged(0.0),
     "unified, merge 0.5": merged(0.5),
     "unified, merge 0.8": merged(0.8),
 }

@@ -40,15 +40,24 @@ def direct_p2p(bench: Workbench) -> Outcome:
     return bench.edit(bench.pinned(bench.ddim()), bench.p2p())
 
 
+def p2p_blend(bench: Workbench) -> Outcome:
+    """Prompt-to-Prompt + LocalBlend on the object that changes, from a source that drifts."""
+    return bench.edit(bench.ddim(), bench.p2p(blend=object_blend(bench)))
+
+
 def direct_p2p_blend(bench: Workbench) -> Outcome:
     """Direct Inversion + Prompt-to-Prompt + LocalBlend on the object that changes."""
+    return bench.edit(bench.pinned(bench.ddim()), bench.p2p(blend=object_blend(bench)))
+
+
+def object_blend(bench: Workbench) -> LocalBlend:
+    """Return the LocalBlend that names the object that changes, before and after."""
     before, after = bench.phrases()
-    blend = LocalBlend(
+    return LocalBlend(
         source=(before,) if before else (),
         target=(after,) if after else (),
         threshold=bench.settings.blend,
     )
-    return bench.edit(bench.pinned(bench.ddim()), bench.p2p(blend=blend))
 
 
 def masactrl(bench: Workbench) -> Outcome:
@@ -77,6 +86,7 @@ METHODS: dict[str, Method] = {
     "plain DDIM": plain_ddim,
     "P2P": p2p,
     "DirectInversion + P2P": direct_p2p,
+    "P2P + LocalBlend": p2p_blend,
     "DirectInversion + P2P + LocalBlend": direct_p2p_blend,
     "MasaCtrl": masactrl,
     "DirectInversion + MasaCtrl": direct_masactrl,

@@ -115,6 +115,7 @@ class Workbench:
         windows = {
             "cross_replace": (0.0, self.settings.cross),
             "self_replace": (0.0, self.settings.self_),
+            "self_tokens": self.settings.self_tokens,
         }
         return PromptToPrompt(self.prompts, **{**windows, **changes})
 

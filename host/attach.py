@@ -11,6 +11,7 @@ from torch import Tensor
 from ..attention.run import EditRun
 from ..attention.sites import ResidualBlock, Site
 from ..diffusion.errors import HostError
+from .compat import ATTENTION_TAKES_OPTIONS
 from .guider import ACTIVE
 from .pixart import is_pixart, pixart_hooks
 
@@ -156,15 +157,12 @@ def residual_hook(run: EditRun, block: ResidualBlock) -> Callable:
 def fused(extra: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     """Return the host's attention with a block's own settings, other packs' override included."""
 
+    settings = {"attn_precision": extra.get("attn_precision")}
+    if ATTENTION_TAKES_OPTIONS:
+        settings["transformer_options"] = extra
+
     def attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-        return optimized_attention(
-            q,
-            k,
-            v,
-            extra["n_heads"],
-            attn_precision=extra.get("attn_precision"),
-            transformer_options=extra,
-        )
+        return optimized_attention(q, k, v, extra["n_heads"], **settings)
 
     return attention
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ..attention.rows import Role, RowLayout
+from .compat import own_call_options, warn_of_spread
 from .conditioning import merge_entries, single_entry
 from .merging import Merging
 from .merging_pixart import merging_layers
@@ -39,6 +40,7 @@ class RowGuider(comfy.samplers.CFGGuider):
     ) -> None:
         """grid: all levels of the run's trajectory, increasing; windows are fractions of it."""
         super().__init__(model)
+        warn_of_spread(model)
         self.inner_set_conds(dict(conditionings))
         self.merging = Merging.of(model, grid)
         self.row_forwards = 0
@@ -132,12 +134,11 @@ def with_layout(model_options: dict, layout: RowLayout) -> dict:
         }
         return executor(x, t, c_concat, c_crossattn, control, options, **kwargs)
 
-    options = {**model_options}
-    transformer = {**options.get("transformer_options", {})}
+    options = own_call_options(model_options)
+    transformer = options["transformer_options"]
     wrappers = {**transformer.get("wrappers", {})}
     wrappers[APPLY_MODEL] = {**wrappers.get(APPLY_MODEL, {}), "retrace": [apply_model]}
     transformer["wrappers"] = wrappers
-    options["transformer_options"] = transformer
     return options
 
 

@@ -5,7 +5,6 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from comfy.ldm.modules.attention import optimized_attention
 from torch import Tensor
 
 from ..attention.map_guidance import MapGuidance, check_step, cross_map, map_distance, total
@@ -19,6 +18,7 @@ from ..attention.rows import (
 from ..attention.sites import Site
 from ..diffusion.errors import HostError, PlanError
 from ..diffusion.null_text import loss_gradient
+from .attach import fused
 from .gradients import differentiable, gradient_run, guided_models, loss_scale
 from .guider import ACTIVE, RowGuider, Rows, check_interrupted
 from .pixart import is_pixart, watched_maps
@@ -209,9 +209,6 @@ def observed(site: Site, before: Any, take: Callable[[Site, Tensor], None]) -> C
             take(site, cross_map(q, k, extra["n_heads"]))
         if before is not None:
             return before(q, k, v, extra)
-        return optimized_attention(
-            q, k, v, extra["n_heads"], attn_precision=extra.get("attn_precision"),
-            transformer_options=extra,
-        )
+        return fused(extra)(q, k, v)
 
     return replace

@@ -16,6 +16,7 @@ from .guider import RowGuider
 from .inversion import run_guider
 from .model import attention_sites, check_model
 from .null_text import final_loss, loss_curve
+from .pixart import is_pixart
 from .style_sampler import StyleSampler
 from .vision import image_tokens
 
@@ -55,7 +56,8 @@ def train(
     sites = cross_sites(model)
     features = image_tokens(clip_vision, image, trajectory.batch)
     started = time.perf_counter()
-    guider = RowGuider(model, {"source": trajectory.source, "negative": negative})
+    conds = {"source": trajectory.source, "negative": negative}
+    guider = RowGuider(model, conds, trajectory.sigmas)
     sampler = StyleSampler(
         guider, trajectory, features, cfg=cfg, checkpointing=checkpointing,
         sites=sites, map_weight=map_weight, seed=seed, start=start,
@@ -104,6 +106,12 @@ def check_input(model: Any, trajectory: Trajectory, negative: list) -> None:
 def cross_sites(model: Any) -> tuple[Site, ...]:
     """Return the cross-attention layers of a UNet. Raises: HostError for other networks."""
     network = model.get_model_object("diffusion_model")
+    if is_pixart(network):
+        raise HostError(
+            "StyleDiffusion does not support PixArt: it trains the values of a UNet's "
+            "cross-attention; use SD1.5, SD2.x or SDXL, or pin the source with "
+            "Invert-DirectInversion"
+        )
     sites = attention_sites(model) if hasattr(network, "input_blocks") else ()
     cross = tuple(site for site in sites if site.kind == "cross")
     if not cross:

@@ -13,12 +13,14 @@ from . import (
     invert_dpm,
     invert_exact,
     ledits,
+    merging,
     metrics,
     prompts,
     refine,
     structure,
     style,
     trajectories,
+    transformers,
     types,
     unified,
 )
@@ -63,5 +65,7 @@ class RetraceExtension(ComfyExtension):
             style.StyleDiffusionWindow,
             demo.DemoVision,
             unified.UACController,
+            transformers.DiT4EditController,
+            merging.PatchMerge,
         ]
         return [types.checked(node) for node in nodes]

@@ -2,6 +2,7 @@
 
 from comfy_api.latest import io
 
+from ..demo.bundle import KINDS
 from ..demo.scenes import SCENES, as_image, as_mask
 from . import types
 
@@ -19,7 +20,14 @@ class DemoModel(io.ComfyNode):
                 "128 x 128 pixels; for trying the nodes with nothing downloaded."
             ),
             search_aliases=["retrace demo", "example checkpoint"],
-            inputs=[],
+            inputs=[
+                io.Combo.Input("network", options=list(KINDS), default="unet", optional=True,
+                               tooltip=(
+                                   "'unet' is built like SD1.5 and draws best; 'dit' is a small "
+                                   "diffusion transformer of PixArt's class, which knows colours "
+                                   "and grounds but draws shapes badly."
+                               )),
+            ],
             outputs=[
                 io.Model.Output("model", display_name="model", tooltip="The denoiser."),
                 io.Clip.Output("clip", display_name="clip", tooltip="The text encoder."),
@@ -28,10 +36,10 @@ class DemoModel(io.ComfyNode):
         )
 
     @classmethod
-    def execute(cls) -> io.NodeOutput:
+    def execute(cls, network="unet") -> io.NodeOutput:
         from ..demo.bundle import load_demo
 
-        return io.NodeOutput(*load_demo())
+        return io.NodeOutput(*load_demo(kind=network))
 
 
 class DemoScene(io.ComfyNode):

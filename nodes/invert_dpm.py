@@ -60,7 +60,7 @@ class InvertDPMSolver(io.ComfyNode):
                                    "The inner solve: 'fixed-point' is quick, 'forward-step' takes "
                                    "the paper's smaller steps, which converge at a high cfg too."
                                )),
-                io.Int.Input("sweeps", default=2, min=0, max=20, optional=True,
+                io.Int.Input("sweeps", default=0, min=0, max=20, optional=True,
                              tooltip=(
                                  "Order 2 only: how often all steps are solved again with what was "
                                  "found for the step beyond, in place of the guess. 0 is as "
@@ -80,7 +80,7 @@ class InvertDPMSolver(io.ComfyNode):
     @classmethod
     def execute(cls, model, positive, latent, steps, schedule, order, cfg, iterations, tolerance,
                 variant, negative=None, sigmas=None, method="fixed-point",
-                sweeps=2) -> io.NodeOutput:
+                sweeps=0) -> io.NodeOutput:
         trajectory, noise, grid = invert_with_dpm_solver(
             model, positive, latent, steps=steps, schedule=schedule, order=order, cfg=cfg,
             iterations=iterations, tolerance=tolerance, variant=variant, negative=negative,

@@ -66,7 +66,7 @@ class InvertStyleDiffusion(io.ComfyNode):
                                tooltip=(
                                    "'published' starts the network at random, so the first step "
                                    "has to find the prompt's values again; 'identity' starts with "
-                                   "the prompt's own values and gets far with few inner steps."
+                                   "the prompt's own values, so that no step begins from nothing."
                                )),
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1,
                              control_after_generate=False,

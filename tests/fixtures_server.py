@@ -3,6 +3,7 @@
 import os
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,19 +19,25 @@ def comfyui() -> Path | None:
     return next((Path(p) for p in candidates if p and (Path(p) / "main.py").exists()), None)
 
 
-@pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A running server on the CPU with this pack, the host's own nodes and some for tests only."""
+@contextmanager
+def running_server(home: Path, *arguments: str) -> Iterator[Server]:
+    """Run a server on the CPU with this pack, the host's own nodes and some for tests only."""
     tree = comfyui()
     if tree is None:
         pytest.skip("no ComfyUI: run the tests through 'python3 tools/host.py test'")
-    home = tmp_path_factory.mktemp("server")
     host = Host(Path(sys.executable), tree, home)
-    arguments = ("--disable-api-nodes",)
+    arguments = ("--disable-api-nodes", *arguments)
     prepare_base(home / "base", host)
     probes = REPOSITORY / "tests" / "server" / "probe_pack"
     (home / "base" / "custom_nodes" / "probe_pack").symlink_to(probes, target_is_directory=True)
     with Server(host, home / "base", home / "server.log", cpu=True, arguments=arguments) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """The server that all tests share."""
+    with running_server(tmp_path_factory.mktemp("server")) as running:
         yield running
 
 

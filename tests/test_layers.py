@@ -46,6 +46,10 @@ def imports(path: Path) -> Iterator[tuple[str, bool, bool]]:
             base = package[: len(package) - node.level + 1]
             if node.module:
                 yield ".".join([*base, node.module]), True, now
+                # a name may be a module of its own
+                places = (ROOT.joinpath(*base, *node.module.split("."), a.name) for a in node.names)
+                yield from ((".".join(place.relative_to(ROOT).parts), True, now)
+                            for place in places if place.with_suffix(".py").is_file())  # fmt: skip
             else:
                 yield from ((".".join([*base, alias.name]), True, now) for alias in node.names)
 
@@ -64,6 +68,45 @@ def test_imports_follow_the_arrows(path):
             assert room == "host" or lazy_demo, f"{room} must not import {name}"
         elif top == "comfy_api":
             assert room in ("host", "nodes"), f"{room} must not import {name}"
+
+
+LOADED_BY_THE_HOST = {"comfy", "comfy_api", "folder_paths", "latent_preview", "node_helpers",
+                      "numpy", "PIL", "safetensors", "torch"}  # fmt: skip
+"""Packages that the host imports when it starts anyway: another one makes the start longer."""
+
+NOT_AT_START = (
+    "evaluation.networks", "evaluation.runner", "evaluation.scenes_bench", "evaluation.pie_bench",
+    "demo.autoencoder", "demo.transformer",
+)  # fmt: skip
+
+
+def loaded_at_start() -> tuple[set[Path], set[str]]:
+    """Return the files of the pack that its loading imports, and the packages from outside."""
+    files, packages = set(), set()
+    left = [ROOT / "nodes" / "__init__.py"]
+    while left:
+        path = left.pop()
+        if path in files or not path.is_file():
+            continue
+        files.add(path)
+        for name, inside, at_import in imports(path):
+            if not at_import:
+                continue
+            if not inside:
+                packages.add(name.partition(".")[0])
+                continue
+            place = ROOT.joinpath(*name.split("."))
+            left += [place.with_suffix(".py"), place / "__init__.py"]
+            left += [parent / "__init__.py" for parent in place.parents if ROOT in parent.parents]
+    return files, packages - set(sys.stdlib_module_names)
+
+
+def test_loading_the_pack_imports_nothing_that_the_host_has_not_imported():
+    files, packages = loaded_at_start()
+    assert len(files) > 80  # the walk went on
+    assert packages <= LOADED_BY_THE_HOST
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts) for path in files}
+    assert not names & set(NOT_AT_START)
 
 
 PURE = """

@@ -71,7 +71,7 @@ def run_recipe(recipe: Recipe, client: Client, object_info: dict[str, Any], host
             "sheet": str(FOLDER / f"{recipe.name}.jpg"),
             "thumbnails": {
                 str(REPOSITORY / "workflows" / f"{recipe.name}{kit.suffix}.jpg"): (
-                    kit.label if kit.checkpoint else ""
+                    kit.label if not kit.demo else ""
                 )
                 for kit in kits
             },

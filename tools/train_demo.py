@@ -46,6 +46,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seed", type=int, default=7)
     parser.add_argument("--weights", type=Path, default=ROOT / "demo" / "retrace-demo.safetensors",
                         help="file to export to, and to evaluate")
+    parser.add_argument("--transformer-weights", type=Path,
+                        default=ROOT / "demo" / "retrace-demo-transformer.safetensors",
+                        help="file to export the transformer to")
+    parser.add_argument("--kind", choices=["unet", "dit"], default="unet",
+                        help="denoiser to evaluate; dit is the pack's own transformer")
     parser.add_argument("--count", type=int, default=200, help="held-out scenes to evaluate on")
     parser.add_argument("--note", default="{}", help="JSON of further metadata for the export")
     return parser.parse_args()  # fmt: skip
@@ -106,27 +111,41 @@ def run_transformer(arguments: argparse.Namespace) -> None:
 
 def run_export(arguments: argparse.Namespace) -> None:
     """Write the weights that the pack loads."""
-    recipe = {
-        "made_by": f"tools/train_demo.py --seed {arguments.seed} --scenes {arguments.scenes}",
-        "hardware": f"{arguments.workers} CPU cores, {platform.machine()}, bf16 autocast, no GPU",
-        "license": "weights CC0-1.0; code GPL-3.0-or-later",
-        **json.loads(arguments.note),
-    }
     export.export(
         arguments.work / "autoencoder.pt",
         arguments.work / "denoiser.pt",
         arguments.work / arguments.pool,
         arguments.weights,
-        recipe,
+        make_recipe(arguments),
     )
+
+
+def run_export_transformer(arguments: argparse.Namespace) -> None:
+    """Write the transformer's weights beside them."""
+    export.export_transformer(
+        arguments.work / "transformer.pt", arguments.transformer_weights, make_recipe(arguments)
+    )
+
+
+def make_recipe(arguments: argparse.Namespace) -> dict[str, str]:
+    """Return the metadata of an export, all text."""
+    return {
+        "made_by": f"tools/train_demo.py --seed {arguments.seed} --scenes {arguments.scenes}",
+        "hardware": f"{arguments.workers} CPU cores, {platform.machine()}, bf16 autocast, no GPU",
+        "license": "weights CC0-1.0; code GPL-3.0-or-later",
+        **json.loads(arguments.note),
+    }
 
 
 def run_evaluate(arguments: argparse.Namespace) -> None:
     """Print how well the exported model does on held-out scenes."""
-    results = {"autoencoder": measure.measure_autoencoder(arguments.weights, arguments.count)}
-    sheet = arguments.work / "samples.png"
+    results = {}
+    if arguments.kind == "unet":
+        results["autoencoder"] = measure.measure_autoencoder(arguments.weights, arguments.count)
+    sheet = arguments.work / ("samples.png" if arguments.kind == "unet" else "samples-dit.png")
+    sheet.parent.mkdir(parents=True, exist_ok=True)
     results["samples"] = measure.measure_samples(
-        arguments.weights, arguments.count, sheet, workers=arguments.workers
+        arguments.weights, arguments.count, sheet, workers=arguments.workers, kind=arguments.kind
     )
     print(json.dumps(results, indent=2))
 

@@ -58,6 +58,12 @@ def test_local_blend_reads_the_nearest_grid_where_there_is_no_quarter():
     assert {site.downsample for site in nearest_grid(sites, 4)} == {2}
 
 
+@pytest.mark.parametrize("side, grid", [(64, 16), (128, 32), (32, 16), (16, 16), (48, 12)])
+def test_a_blend_reads_a_quarter_of_the_latent_but_no_fewer_than_about_16_tokens(side, grid):
+    _, blend = blend_run(LocalBlend((), ("dog",)), height=side, width=side)
+    assert blend.grid == (grid, grid)
+
+
 def blend_run(blend, **changes):
     control = PromptToPrompt(PAIR, blend=blend).prepare(facts(**changes))
     return control, control.blend

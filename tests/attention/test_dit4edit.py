@@ -63,7 +63,7 @@ def test_no_switch_lets_two_parts_want_one_layer(switch):
 
 def test_each_part_can_be_had_alone():
     structure = unified_control(PAIR, content=False)
-    content = unified_control(PAIR, cross_replace=0.0, structure=False)
+    content = unified_control(PAIR, cross_replace=0.0, switch=0.2, structure=False)
     assert [type(c) for c in structure] == [PromptToPrompt]
     assert [type(c) for c in content] == [MasaCtrl]
 

@@ -23,7 +23,7 @@ FINEST = UNET[0]
     {"max_downsample": 0}, {"window": (0.5, 0.2)}, {"window": (0.5, 0.5)}, {"merged": "values"},
 ])  # fmt: skip
 def test_what_cannot_be_is_refused_when_it_is_asked_for(asked):
-    with pytest.raises(PlanError, match="PatchMerge|fractions"):
+    with pytest.raises(PlanError, match=r"PatchMerge|fractions"):
         PatchMerge(**asked)
 
 
@@ -43,7 +43,7 @@ def test_levels_of_a_unet_and_ranges_of_blocks_are_chosen(asked, sites, expected
 
 @pytest.mark.parametrize("asked", [{"layers": "output.5"}, {"layers": "77"}, {"layers": "block"}])
 def test_layers_that_are_not_there_are_named_with_what_is(asked):
-    with pytest.raises(BlockSelectionError, match="raise it to 2|self layers are input"):
+    with pytest.raises(BlockSelectionError, match=r"raise it to 2|self layers are input"):
         PatchMerge(**asked).select(UNET)
 
 
@@ -101,7 +101,7 @@ def test_one_tensor_for_all_three_is_merged_once():
 
 def test_all_rows_of_an_image_share_the_matching_of_their_mean():
     one, x = call(images=2), hidden(6)
-    merged, _, _ = one.inputs(FINEST, x, x, x)
+    one.inputs(FINEST, x, x, x)
     places = one.output(FINEST, torch.arange(15.0)[None, :, None].expand(6, 15, 1))
     assert torch.equal(places[0], places[2]) and torch.equal(places[2], places[4])
     assert not torch.equal(places[0], places[1])

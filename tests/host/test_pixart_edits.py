@@ -250,3 +250,11 @@ def test_pixarts_grid_has_the_published_noise_levels(model):
     assert grid[1:].tolist() == pytest.approx(sigmas[steps].tolist(), rel=1e-4)
     assert grid[0] == pytest.approx(float(sigmas[0]), rel=1e-4)
     assert model_facts(model).prediction == "eps" and model_facts(model).channels == 4
+
+
+def test_style_diffusion_refuses_pixart_by_name(model):
+    from retrace.diffusion.errors import HostError
+    from retrace.host.style_diffusion import cross_sites
+
+    with pytest.raises(HostError, match=r"does not support PixArt.*SD1\.5"):
+        cross_sites(model)

@@ -30,6 +30,13 @@ def test_pack_is_loaded(server, object_info):
     assert "RetraceEditSampler" in object_info
 
 
+def test_pack_is_loaded_without_a_warning(server):
+    start = server.log_text().partition("To see the GUI")[0].splitlines()
+    ours = [line for line in start if "custom_nodes/retrace" in line]
+    assert ours  # the host says how long it took
+    assert not [line for line in ours if "warn" in line.lower() or "error" in line.lower()]
+
+
 def test_run_returns_what_nodes_show(run_workflow, client):
     events = []
     run = client.run({"1": IMAGE, "2": show("1")}, lambda kind, data: events.append(kind))

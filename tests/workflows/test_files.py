@@ -15,6 +15,8 @@ import workflows as tool
 
 FILES = sorted((REPOSITORY / "workflows").glob("*.json"))
 pytestmark = [pytest.mark.host, pytest.mark.server, pytest.mark.timeout(600)]
+FOLDERS = {"CheckpointLoaderSimple": "checkpoints", "UNETLoader": "diffusion_models",
+           "CLIPLoader": "text_encoders", "VAELoader": "vae"}  # fmt: skip
 each_file = pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
 
 
@@ -120,11 +122,11 @@ def test_file_is_fit_to_share(file):
         ours = node["type"].startswith("Retrace")
         assert node["properties"]["cnr_id"] == ("retrace" if ours else "comfy-core")
         assert re.fullmatch(r"\d+\.\d+\.\d+", node["properties"]["ver"])
-        if node["type"].endswith("LoaderSimple"):
+        if node["type"] in FOLDERS:
             (model,) = node["properties"]["models"]
             assert model["name"] == node["widgets_values"][0]
             assert model["url"].startswith("https://huggingface.co/")
-            assert model["directory"] == "checkpoints"
+            assert model["directory"] == FOLDERS[node["type"]]
     assert not re.search(r'"(/[a-z]+/|[A-Z]:\\\\)', json.dumps(workflow))
 
 

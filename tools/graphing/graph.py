@@ -20,7 +20,7 @@ MUTED = 2  # litegraph's mode "never"
 CORE_VERSION = "0.3.75"
 GROUP_COLOURS = ("#3f789e", "#8A8", "#b58b2a", "#a1309b", "#88A")
 # what may be chosen differs from machine to machine
-FILE_WIDGETS = ("ckpt_name", "clip_name", "image", "file")
+FILE_WIDGETS = ("ckpt_name", "unet_name", "clip_name", "vae_name", "image", "file")
 
 
 class DrawingError(HostError):

@@ -8,7 +8,7 @@ from typing import Any
 
 from .edits import CLIP_VISION
 from .graph import Graph, Node, Output
-from .parts import DEMO, SD15, Kit
+from .parts import DEMO, SD15, Kit, reword
 
 PIX2PIX = Kit("InstructPix2Pix", "", "", 512, {
     "name": "instruct-pix2pix-00-22000.safetensors",
@@ -17,7 +17,7 @@ PIX2PIX = Kit("InstructPix2Pix", "", "", 512, {
     "directory": "checkpoints",
 })  # fmt: skip
 SOURCE = "a red circle on a plain blue background"
-TARGET = SOURCE.replace("red", "green")
+TARGET = reword(SOURCE, "red", "green")
 STRENGTH = 0.6  # of SDEdit: how much of the noise is added
 MASACTRL_START = 0.08  # the published step 4 of 50
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any
+import re
+from dataclasses import dataclass, replace
+from typing import Any, NamedTuple
 
 from .graph import Graph, Node, Output
 
@@ -18,6 +19,17 @@ NOTE = """# {title}
 
 **What to expect**: {expect}
 """
+
+
+def reword(text: str, old: str, new: str) -> str:
+    """Replace whole words in a text: "red" is not in "checkered".
+
+    Raises: ValueError if the words are not there.
+    """
+    changed, count = re.subn(rf"\b{re.escape(old)}\b", lambda _: new, text)
+    if not count:
+        raise ValueError(f"there is no word {old!r} in {text!r}")
+    return changed
 
 
 @dataclass(frozen=True)
@@ -38,6 +50,9 @@ class Kit:
     """A model family that a workflow is made for.
 
     label: what the README calls it. suffix: what its files end in. size: pixels a side.
+    checkpoint: the file that holds model, CLIP and VAE. parts: one file each instead, in this
+    order. Neither: the Demo-Model with a `network`. coarsest: `max_downsample` of the finest
+    attention.
     """
 
     label: str
@@ -45,6 +60,14 @@ class Kit:
     run: str
     size: int
     checkpoint: dict[str, str] | None = None
+    parts: tuple[dict[str, str], ...] = ()
+    network: str = "unet"
+    coarsest: int = 1
+
+    @property
+    def demo(self) -> bool:
+        """Whether it is the pack's own model."""
+        return not (self.checkpoint or self.parts)
 
 
 DEMO = Kit(
@@ -80,14 +103,53 @@ SDXL = Kit(
         "sd_xl_base_1.0.safetensors?download=true",
         "directory": "checkpoints",
     },
+    coarsest=2,
 )
+DEMO_DIT = replace(DEMO, network="dit")
+PIXART = Kit(
+    "PixArt",
+    "_pixart",
+    "load your photo in *Photo*, write what it shows in *What the photo shows* and what it should "
+    "show in Prompt-Pair, press Run. Needs [PixArt-Sigma](https://huggingface.co/PixArt-alpha/"
+    "PixArt-Sigma-XL-2-1024-MS), saved under the name in the loader in `models/diffusion_models`, "
+    "the T5 text encoder in `models/text_encoders` and SDXL's VAE in `models/vae`.",
+    1024,
+    parts=(
+        {
+            "name": "PixArt-Sigma-XL-2-1024-MS.safetensors",
+            "url": "https://huggingface.co/PixArt-alpha/PixArt-Sigma-XL-2-1024-MS/resolve/main/"
+            "transformer/diffusion_pytorch_model.safetensors?download=true",
+            "directory": "diffusion_models",
+        },
+        {
+            "name": "t5xxl_fp16.safetensors",
+            "url": "https://huggingface.co/comfyanonymous/flux_text_encoders/resolve/main/"
+            "t5xxl_fp16.safetensors?download=true",
+            "directory": "text_encoders",
+        },
+        {
+            "name": "sdxl_vae.safetensors",
+            "url": "https://huggingface.co/stabilityai/sdxl-vae/resolve/main/"
+            "sdxl_vae.safetensors?download=true",
+            "directory": "vae",
+        },
+    ),
+)
+
+
+class Loaded(NamedTuple):
+    """Model, text encoder and autoencoder, from one loader or three."""
+
+    model: Output
+    clip: Output
+    vae: Output
 
 
 @dataclass
 class Start:
     """The first two groups of a workflow: picture, model and prompts."""
 
-    loader: Node
+    loader: Loaded
     picture: Node
     image: Output
     latent: Output
@@ -96,7 +158,12 @@ class Start:
     source: Output
     negative: Output
     words: Words
-    demo: bool
+    kit: Kit
+
+    @property
+    def demo(self) -> bool:
+        """Whether the model is the pack's own."""
+        return self.kit.demo
 
     @property
     def model(self) -> Output:
@@ -108,21 +175,22 @@ class Start:
         """The checkpoint's autoencoder."""
         return self.loader.vae
 
+    def with_model(self, model: Output) -> Start:
+        """Return the same beginning with another model in place of the checkpoint's."""
+        return replace(self, loader=self.loader._replace(model=model))
+
 
 def begin(graph: Graph, kit: Kit, words: Words) -> Start:
     """Draw picture, model and prompts; with no target words, only the source prompt."""
     with graph.group("1  Picture and model"):
-        if kit.checkpoint:
-            loader = graph.add(
-                "CheckpointLoaderSimple", models=[kit.checkpoint], ckpt_name=kit.checkpoint["name"]
-            )
+        loader = load(graph, kit)
+        if not kit.demo:
             picture = graph.add("LoadImage", "Photo", image="example.png")
             image = graph.add(
                 "ImageScale", "Crop to the model's size", image=picture.image,
                 upscale_method="lanczos", width=kit.size, height=kit.size, crop="center",
             ).image  # fmt: skip
         else:
-            loader = graph.add("RetraceDemoModel")
             picture = graph.add("RetraceDemoScene", scene=words.scene)
             image = picture.image
         latent = graph.add("VAEEncode", pixels=image, vae=loader.vae).latent
@@ -137,9 +205,28 @@ def begin(graph: Graph, kit: Kit, words: Words) -> Start:
                 "RetracePromptPair", clip=loader.clip, source=text.string, target=words.target
             )
         negative = graph.add("CLIPTextEncode", "Negative prompt", clip=loader.clip, text="")
-    demo = kit.checkpoint is None
     encoded = (source.conditioning, negative.conditioning)
-    return Start(loader, picture, image, latent, pair, text.string, *encoded, words, demo)
+    return Start(loader, picture, image, latent, pair, text.string, *encoded, words, kit)
+
+
+def load(graph: Graph, kit: Kit) -> Loaded:
+    """Draw what loads a kit's model, text encoder and autoencoder."""
+    if kit.parts:
+        model, clip, vae = kit.parts
+        return Loaded(
+            graph.add(
+                "UNETLoader", models=[model], unet_name=model["name"], weight_dtype="default"
+            ).model,
+            graph.add("CLIPLoader", models=[clip], clip_name=clip["name"], type="pixart").clip,
+            graph.add("VAELoader", models=[vae], vae_name=vae["name"]).vae,
+        )
+    if kit.checkpoint:
+        node = graph.add(
+            "CheckpointLoaderSimple", models=[kit.checkpoint], ckpt_name=kit.checkpoint["name"]
+        )
+    else:
+        node = graph.add("RetraceDemoModel", network=kit.network)
+    return Loaded(node.model, node.clip, node.vae)
 
 
 def invert(

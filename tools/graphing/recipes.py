@@ -8,7 +8,19 @@ from typing import Any
 
 from . import edits
 from .graph import Graph
-from .parts import DEMO, NOTE, SD15, SDXL, Kit, Start, Words, begin
+from .parts import (
+    DEMO,
+    DEMO_DIT,
+    NOTE,
+    PIXART,
+    SD15,
+    SDXL,
+    Kit,
+    Start,
+    Words,
+    begin,
+    reword,
+)
 
 PAIR = "a red circle and a yellow star on a striped blue background"
 HEART = "a purple heart on a plain white background"
@@ -59,7 +71,7 @@ def _words(scene: str, demo: tuple[str, str], photo: tuple[str, str], *more: Kit
 
 
 SWAP = _words(
-    "colour", (PAIR, PAIR.replace("red", "green")), (GIRL, GIRL.replace("pink", "blue")), SDXL
+    "colour", (PAIR, reword(PAIR, "red", "green")), (GIRL, reword(GIRL, "pink", "blue")), SDXL
 )
 PINNED = (
     "The picture is retraced to noise under the source prompt, then walked back under the target "
@@ -88,7 +100,7 @@ RECIPES: tuple[Recipe, ...] = (
         "Add words",
         "words are added; what was there keeps its place",
         edits.refine,
-        _words("more words", (RING, RING.replace("ring", "ring and a red star")),
+        _words("more words", (RING, reword(RING, "ring", "ring and a red star")),
                (GIRL, GIRL + " full of flowers at night")),
         PINNED + "Words that are in both prompts keep the source's attention, words that were "
         "added get their own (Prompt-to-Prompt refinement).",
@@ -118,8 +130,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Change only where the word is",
         "a word swap that may touch only the region the word attends to (LocalBlend)",
         edits.local_blend,
-        _words("shape", (HEART, HEART.replace("heart", "star")),
-               (GIRL, GIRL.replace("pink", "blue")), SDXL),
+        _words("shape", (HEART, reword(HEART, "heart", "star")),
+               (GIRL, reword(GIRL, "pink", "blue")), SDXL),
         PINNED + "LocalBlend looks where *blend_source* and *blend_target* attend and keeps the "
         "source everywhere else, so the words inside may change freely.",
         (
@@ -134,8 +146,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Change only inside a mask",
         "a word swap kept inside a mask of yours",
         edits.inside_mask,
-        _words("colour", (PAIR, PAIR.replace("red", "green")),
-               (GIRL, GIRL.replace("pink", "blue"))),
+        _words("colour", (PAIR, reword(PAIR, "red", "green")),
+               (GIRL, reword(GIRL, "pink", "blue"))),
         PINNED + "A mask on the Edit-Sampler keeps the source outside it at every step. With a "
         "photo: right-click it, *Open in MaskEditor*, paint what may change.",
         (
@@ -149,8 +161,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Reshape it, keep its looks",
         "a new shape, size or pose with the source's appearance (MasaCtrl)",
         edits.masactrl,
-        _words("shape", (HEART, HEART.replace("purple", "large purple")),
-               (GIRL, GIRL.replace("a girl", "a jumping girl"))),
+        _words("shape", (HEART, reword(HEART, "purple", "large purple")),
+               (GIRL, reword(GIRL, "a girl", "a jumping girl"))),
         PINNED + "From *start_step* on the target's self-attention looks up the source's content: "
         "the prompt decides on the layout first, the source fills it.",
         (
@@ -230,7 +242,7 @@ RECIPES: tuple[Recipe, ...] = (
         "no target prompt: the direction from one word to another (pix2pix-zero)",
         edits.pix2pix_zero,
         (
-            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (DEMO, Words(PAIR, "", "colour", (REDS, reword(REDS, "red", "green")))),
             (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
         ),
         "Edit-Direction moves the source prompt's embedding by the mean difference of two sets of "
@@ -250,7 +262,7 @@ RECIPES: tuple[Recipe, ...] = (
         "an edit direction with Direct Inversion: more of the picture stays, at a third less cost",
         edits.pix2pix_zero_direct,
         (
-            (DEMO, Words(PAIR, "", "colour", (REDS, REDS.replace("red", "green")))),
+            (DEMO, Words(PAIR, "", "colour", (REDS, reword(REDS, "red", "green")))),
             (SD15, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
             (SDXL, Words(GIRL, "", "", ("a pink dress", "a blue dress"))),
         ),
@@ -283,8 +295,8 @@ RECIPES: tuple[Recipe, ...] = (
         "Exact inversion with guidance",
         "two coupled latents that retrace exactly at any guidance (EDICT)",
         edits.edict,
-        _words("background", (SQUARE, SQUARE.replace("pink", "yellow")),
-               (GIRL, GIRL.replace("green", "snowy"))),
+        _words("background", (SQUARE, reword(SQUARE, "pink", "yellow")),
+               (GIRL, reword(GIRL, "green", "snowy"))),
         "Two latents take turns; each step undoes itself exactly, with guidance too, so "
         "the source comes back with no pinning.",
         (
@@ -340,6 +352,43 @@ RECIPES: tuple[Recipe, ...] = (
             "**self_replace** in UAC-Controller: 0.3 lets shapes change",
         ),
         "a quick edit; softer with an ordinary model.",
+    ),
+    Recipe(
+        "edit_dit4edit",
+        "Edit with a diffusion transformer",
+        "PixArt: DPM-Solver++, unified attention control, merged tokens (DiT4Edit)",
+        edits.dit4edit,
+        ((DEMO_DIT, SWAP[0][1]), (PIXART, SWAP[1][1])),
+        "DPM-Solver++ is inverted in 30 steps; DiT4Edit-Controller lends the edit the source's "
+        "word maps and its structure, and its content after *switch*; PatchMerge merges similar "
+        "tokens in self-attention, in the inversion and in the edit: 80 % of PixArt's, as "
+        "published, and a quarter of the demo's, which are only 64. Direct Inversion pins the "
+        "source, which the paper does not do.",
+        (
+            "**switch** in DiT4Edit-Controller: 1 keeps structure only, 0 content only; lower it "
+            "for new shapes and poses",
+            "**cross_replace**: lower gives the new word more freedom",
+            "**ratio** in PatchMerge: 0.5 or 0 keeps finer detail and takes longer",
+            "the size: any multiple of 16 pixels, such as 1024 x 2048",
+        ),
+        "the swapped word shows, the rest stays. The demo's transformer is small and its edits are "
+        "rough; real PixArt has 4096 tokens at 1024 x 1024.",
+    ),
+    Recipe(
+        "patch_merge",
+        "Merge similar tokens",
+        "fewer tokens in self-attention, for large pictures (PatchMerge)",
+        edits.patch_merge,
+        SWAP,
+        PINNED + "PatchMerge merges half of the tokens before self-attention and puts them back "
+        "after it, alike in the inversion and in the edit.",
+        (
+            "**ratio** in PatchMerge: 0 is off, 0.8 the published one; higher is faster and "
+            "coarser",
+            "**max_downsample**: 1 for SD1.5, 2 for SDXL, whose attention begins at half size",
+            "**end**: below 1 the last steps see all tokens",
+        ),
+        "nearly the word swap without it; faster where pictures are large.",
     ),
     Recipe(
         "invert_once_edit_many",

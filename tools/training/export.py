@@ -1,4 +1,4 @@
-"""Write both networks into the one file that demo/bundle.py loads, with how they came about."""
+"""Write the networks into the files that demo/bundle.py loads, with how they came about."""
 
 from __future__ import annotations
 
@@ -36,6 +36,18 @@ def export(
     halves["vocabulary"] = torch.tensor(state["vocabulary"], dtype=torch.int32)
     steps = {"denoiser_steps": str(state["step"]), "denoiser_seconds": f"{state['spent']:.0f}"}
     save_file(halves, str(target), metadata={**recipe, **steps})
+
+
+def export_transformer(checkpoint: Path, target: Path, recipe: dict[str, str]) -> None:
+    """Write half-precision weights of the averaged transformer alone.
+
+    recipe: metadata for the safetensors header, all text.
+    """
+    state = torch.load(checkpoint, weights_only=True)
+    # in alphabetical order, so that the same checkpoint gives the same file
+    halves = {name: state["ema"][name].half().contiguous() for name in sorted(state["ema"])}
+    spent = {"denoiser_steps": str(state["step"]), "denoiser_seconds": f"{state['spent']:.0f}"}
+    save_file(halves, str(target), metadata={**recipe, **spent})
 
 
 @torch.inference_mode()

@@ -39,15 +39,22 @@ def measure_autoencoder(path: Path, count: int, seed: int = 0) -> dict[str, floa
 
 
 def measure_samples(
-    path: Path, count: int, sheet: Path, steps: int = 50, cfg: float = 5.0, workers: int = 1
+    path: Path,
+    count: int,
+    sheet: Path,
+    steps: int = 50,
+    cfg: float = 5.0,
+    workers: int = 1,
+    kind: str = "unet",
 ) -> dict[str, float]:
     """Sample held-out captions with Euler and give the share of each attribute that is right.
 
-    sheet: where a picture of the first 64 samples goes. workers: one-thread processes.
+    sheet: where a picture of the first 64 samples goes. workers: one-thread processes. kind: of the
+    denoiser; `path` is the file of text encoder and autoencoder in any case.
     """
     prompts = held_out_prompts(count)
     tasks = [
-        (path, [text for _, text in prompts[start : start + BATCH]], steps, cfg, start)
+        (path, kind, [text for _, text in prompts[start : start + BATCH]], steps, cfg, start)
         for start in range(0, count, BATCH)
     ]
     with torch.multiprocessing.get_context("spawn").Pool(workers, _enter) as processes:
@@ -61,13 +68,15 @@ def _enter() -> None:
     use_host()
 
 
-def _sample(path: Path, texts: list[str], steps: int, cfg: float, seed: int) -> np.ndarray:
-    return sample(_load_once(path), texts, steps, cfg, seed)
+def _sample(
+    path: Path, kind: str, texts: list[str], steps: int, cfg: float, seed: int
+) -> np.ndarray:
+    return sample(_load_once(path, kind), texts, steps, cfg, seed)
 
 
 @lru_cache(maxsize=1)
-def _load_once(path: Path) -> DemoModel:
-    return load_demo(path)
+def _load_once(path: Path, kind: str) -> DemoModel:
+    return load_demo(path, kind=kind)
 
 
 @torch.inference_mode()

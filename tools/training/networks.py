@@ -57,7 +57,7 @@ class Denoiser(nn.Module):
 class TransformerDenoiser(nn.Module):
     """ComfyUI's PixArtMS under the text encoder that was trained with the UNet, which stays.
 
-    tokens: the CLIP ids that occur, as they were for the UNet. weights: the file it is exported to.
+    tokens: the CLIP ids that occur, as they were for the UNet. weights: what was exported of it.
     """
 
     def __init__(self, tokens: list[int], weights: Path = WEIGHTS) -> None:

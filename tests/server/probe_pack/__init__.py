@@ -3,8 +3,11 @@
 Linked into the test server's custom_nodes beside the pack; see test_abuse.py.
 """
 
+import ctypes
+import gc
 import hashlib
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -188,7 +191,7 @@ TURNED = {
 
 
 class ProbeDigest:
-    """Shows a hash of a model's weights and of what hangs on it."""
+    """Shows a hash of a model's weights and of what hangs on it, and which object it is."""
 
     RETURN_TYPES = ()
     FUNCTION = "show"
@@ -210,7 +213,26 @@ class ProbeDigest:
             "own forwards": ["forward" in vars(module) for module in model.model.modules()],
         }
         digest.update(repr(left).encode())
-        return {"ui": {"text": (digest.hexdigest(),)}}
+        return {"ui": {"text": (digest.hexdigest(), str(id(model.model)))}}
+
+
+class ProbeTidy:
+    """Hands memory that nobody holds back to the system, so that what is held can be read off."""
+
+    RETURN_TYPES = ()
+    FUNCTION = "tidy"
+    CATEGORY = "testing"
+    OUTPUT_NODE = True
+
+    @classmethod
+    def INPUT_TYPES(cls):
+        return {"required": {"time": ("INT", {"max": 2**62})}}
+
+    def tidy(self, time):
+        gc.collect()
+        with suppress(OSError, AttributeError):  # glibc only
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        return {}
 
 
 NODE_CLASS_MAPPINGS = {
@@ -220,4 +242,5 @@ NODE_CLASS_MAPPINGS.update(
     Probe_RETRACE_TRAJECTORY=ProbeTrajectory,
     Probe_RETRACE_DIRECTION=ProbeDirection,
     ProbeDigest=ProbeDigest,
+    ProbeTidy=ProbeTidy,
 )
