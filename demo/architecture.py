@@ -1,5 +1,8 @@
 """Sizes of the demo model's networks: what training and loading must agree on."""
 
+KINDS = ("unet", "dit")
+"""The demo's denoisers: SD1.5's UNet class and PixArt's transformer."""
+
 UNET = {
     "image_size": 16,
     "in_channels": 4,

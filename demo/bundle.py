@@ -13,14 +13,13 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from .architecture import TEXT, TRANSFORMER, UNET, VOCABULARY
+from .architecture import KINDS, TEXT, TRANSFORMER, UNET, VOCABULARY
 from .autoencoder import Autoencoder
 
 WEIGHTS = Path(__file__).parent / "retrace-demo.safetensors"
 TRANSFORMER_WEIGHTS = Path(__file__).parent / "retrace-demo-transformer.safetensors"
 """The transformer alone; text encoder and autoencoder are those of `WEIGHTS`."""
 
-KINDS = ("unet", "dit")
 DTYPE = torch.float32  # small enough to need no half precision, and inversions stay exact
 
 

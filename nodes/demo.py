@@ -2,7 +2,7 @@
 
 from comfy_api.latest import io
 
-from ..demo.bundle import KINDS
+from ..demo.architecture import KINDS
 from ..demo.scenes import SCENES, as_image, as_mask
 from . import types
 

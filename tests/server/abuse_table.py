@@ -29,7 +29,7 @@ def text(written: Any) -> dict:
 
 
 WORLD = {
-    "model": {"class_type": "RetraceDemoModel", "inputs": {}},
+    "model": {"class_type": "RetraceDemoModel", "inputs": {"network": "unet"}},
     "scene": {"class_type": "RetraceDemoScene", "inputs": {"scene": "colour"}},
     "latent": {"class_type": "VAEEncode",
                "inputs": {"pixels": ["scene", 0], "vae": ["model", 2]}},
