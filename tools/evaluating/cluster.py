@@ -43,7 +43,7 @@ class RayPool:
     plan: Plan
     address: str
     workers: int = 0
-    cores: int = 4
+    cores: int = 1
     actors: list[Any] = field(default_factory=list)
     ray: Any = None
 
@@ -55,8 +55,6 @@ class RayPool:
         gpus = int(found.get("GPU", 0))
         needs = {"num_gpus": 1} if gpus else {"num_cpus": self.cores}
         count = self.workers or gpus or max(1, int(found.get("CPU", 1)) // self.cores)
-        if self.workers and not gpus:
-            needs = {"num_cpus": max(1, int(found.get("CPU", 1)) // count)}
         kind = self.ray.remote(**needs)(Actor)
         plan = pickle.dumps(self.plan)
         self.actors = [kind.remote(plan, number) for number in range(count)]

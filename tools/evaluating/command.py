@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -63,7 +62,9 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--ray", metavar="ADDRESS",
                         help="spread over a Ray cluster: its address, auto, or local; --workers "
                         "0 is one actor a GPU")
-    parser.add_argument("--cores", type=int, default=4, help="cores of an actor without GPU (4)")
+    parser.add_argument("--cores", type=int, default=1,
+                        help="threads of each worker without a GPU (1); other numbers round "
+                        "differently, so compare runs of the same")
     parser.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     parser.add_argument("--again", action="store_true", help="edit anew what failed before")
     parser.add_argument("--page", type=int, default=200,
@@ -202,10 +203,11 @@ def make_pool(
     host: Host | None = None
     if any(workflow is not None for workflow in methods.values()):
         host = find_host(progress)
-    several = options.workers > 1 and not options.ray
-    threads = max(1, (os.cpu_count() or 1) // options.workers) if several else None
-    plan = Plan(methods, host, out / "servers", options.cpu or None,
-                options.networks and options.networks.absolute(), threads, settings)  # fmt: skip
+    if options.cores < 1:
+        raise HostError("--cores must be 1 or more.")
+    networks = options.networks and options.networks.absolute()
+    plan = Plan(methods, host, out / "servers", options.cpu or None, networks, options.cores,
+                settings)  # fmt: skip
     if options.ray:
         progress.say(f"asking the Ray cluster at {options.ray} for workers ...")
         return RayPool(plan, options.ray, options.workers, options.cores)

@@ -27,8 +27,9 @@ class Plan:
     """methods: name to workflow, or to None for a built-in one.
 
     host: the ComfyUI for the workflows, None if there are none. home: the servers' folder.
-    threads: of a worker's own torch and of its server's; None leaves it to them. settings: by
-    method, values of widgets that are not the workflow's own.
+    threads: of a worker's own torch and of its server's where there is no GPU, so that results do
+    not depend on how many workers share a machine; None leaves it to them. settings: by method,
+    values of widgets that are not the workflow's own.
     """
 
     methods: Mapping[str, Any]
@@ -43,7 +44,7 @@ class Plan:
         """Make the worker of this process."""
         import torch
 
-        if self.threads:
+        if self.threads and (self.cpu or not torch.cuda.is_available()):
             torch.set_num_threads(self.threads)
             os.environ["OMP_NUM_THREADS"] = str(self.threads)  # for the server that it starts
         workflows = {name: flow for name, flow in self.methods.items() if flow is not None}
