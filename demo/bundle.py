@@ -167,7 +167,7 @@ def _build_vae(weights: dict[str, Tensor]) -> Any:
     vae.patcher = ModelPatcher(
         net, load_device=vae.device, offload_device=model_management.vae_offload_device()
     )
-    if hasattr(vae, "model_size"):  # ComfyUI 0.3.53 and on keep it
+    if hasattr(vae, "model_size"):  # ComfyUI 0.3.52 keeps no size
         vae.size = None  # measured again for the new network
         vae.model_size()
     # 64 + 128 channels at a quarter and an eighth of the side, a few copies of each, in bytes

@@ -6,7 +6,7 @@ from typing import Any
 import comfy.ldm.modules.attention
 
 ATTENTION_TAKES_OPTIONS = hasattr(comfy.ldm.modules.attention, "wrap_attn")
-"""Before ComfyUI 0.3.57 attention takes no options, and no pack can override it by them."""
+"""Before ComfyUI 0.3.60 attention takes no options, and no pack can override it by them."""
 
 log = logging.getLogger(__name__)
 

@@ -153,7 +153,7 @@ def test_no_tensor_of_queries_by_keys_is_made(name, comfy, model):
     from retrace.host.compat import ATTENTION_TAKES_OPTIONS
 
     if not ATTENTION_TAKES_OPTIONS:
-        pytest.skip("a host before 0.3.57 lets nobody choose its attention function")
+        pytest.skip("a host before 0.3.60 lets nobody choose its attention function")
     cases = blending() if name == "blend" else controllers(name)
     size = (24, 40)
     facts, run = prepare(model, cases, images=2, size=size)

@@ -199,7 +199,7 @@ def test_another_attention_backend_is_used_for_every_call(number, model):
     from retrace.host.compat import ATTENTION_TAKES_OPTIONS
 
     if not ATTENTION_TAKES_OPTIONS:
-        pytest.skip("a host before 0.3.57 lets nobody choose its attention function")
+        pytest.skip("a host before 0.3.60 lets nobody choose its attention function")
     calls = []
 
     def backend(func, *args, **kwargs):
