@@ -63,8 +63,7 @@ class ProximalGuidance(io.ComfyNode):
                                )),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 
@@ -129,8 +128,7 @@ class XAttnGuidance(io.ComfyNode):
                 types.recorded_input(),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 

@@ -45,8 +45,7 @@ class SparseGuidanceNode(io.ComfyNode):
                                     )),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 

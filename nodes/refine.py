@@ -3,7 +3,6 @@
 from comfy_api.latest import io, ui
 
 from ..host import negative_prompt, null_text
-from ..host.gradients import CHECKPOINTING
 from . import types
 
 
@@ -49,13 +48,7 @@ class InvertNullText(io.ComfyNode):
                                    "for the source only; 'null-latent' pins the source to the "
                                    "latents found and leaves the embeddings out."
                                )),
-                io.Combo.Input("checkpointing", options=list(CHECKPOINTING), default="auto",
-                               optional=True,
-                               tooltip=(
-                                   "Recomputes instead of storing: a third more time, a fraction "
-                                   "of the memory, the same numbers. 'auto' starts when memory "
-                                   "runs out, 'never' turns it off."
-                               )),
+                types.checkpointing_input(),
             ],
             outputs=[
                 types.Trajectory.Output("trajectory", display_name="trajectory",

@@ -70,8 +70,7 @@ class MasaCtrlController(io.ComfyNode):
                 types.recorded_input(),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 
@@ -123,8 +122,7 @@ class PnPController(io.ComfyNode):
                 types.recorded_input(),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 

@@ -4,7 +4,6 @@ from comfy_api.latest import io, ui
 
 from ..diffusion.value_network import STARTS
 from ..host import style_diffusion
-from ..host.gradients import CHECKPOINTING
 from . import types
 
 
@@ -71,13 +70,7 @@ class InvertStyleDiffusion(io.ComfyNode):
                 io.Int.Input("seed", default=0, min=0, max=2**64 - 1,
                              control_after_generate=False,
                              tooltip="Of the network's first weights; the same seed, same bits."),
-                io.Combo.Input("checkpointing", options=list(CHECKPOINTING), default="auto",
-                               optional=True,
-                               tooltip=(
-                                   "Recomputes instead of storing: a third more time, a fraction "
-                                   "of the memory, the same numbers. 'auto' starts when memory "
-                                   "runs out, 'never' turns it off."
-                               )),
+                types.checkpointing_input(),
             ],
             outputs=[
                 types.Trajectory.Output("trajectory", display_name="trajectory",

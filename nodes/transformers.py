@@ -24,13 +24,7 @@ class DiT4EditController(io.ComfyNode):
             ),
             search_aliases=["dit4edit", "unified attention control", "pixart edit"],
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint's model, or another controller's."),
-                types.Prompts.Input("prompts", tooltip="From Prompt-Pair."),
-                io.Combo.Input("mode", options=["auto", "replace", "refine"], default="auto",
-                               tooltip=(
-                                   "'replace' swaps words one for one, 'refine' adds or removes "
-                                   "words; 'auto' takes replace if the word counts agree."
-                               )),
+                *types.prompted_inputs(),
                 io.Float.Input("cross_replace", default=dit4edit.CROSS_REPLACE, min=0.0, max=1.0,
                                step=0.05, round=0.01,
                                tooltip=(
@@ -56,11 +50,7 @@ class DiT4EditController(io.ComfyNode):
                                    "First controlled self-attention layer, as a fraction of all "
                                    "layers; 0 is all. Deep layers carry the layout."
                                )),
-                io.String.Input("word_windows", default="",
-                                tooltip=(
-                                    "Own cross windows for target words, as fractions: "
-                                    "'dog: 0.8, wooden: 0.2-0.6'. Empty: none."
-                                )),
+                types.word_windows_input(),
                 io.String.Input("reweight", default="",
                                 tooltip=(
                                     "Factors on target words: 'fluffy: 2, snow: 0.5'; 1 changes "
@@ -83,8 +73,7 @@ class DiT4EditController(io.ComfyNode):
                 types.recorded_input(),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 

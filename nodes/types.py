@@ -7,7 +7,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..attention.alignment import MODES
 from ..host.given import check_choice, check_given, check_width
+from ..host.gradients import CHECKPOINTING
 
 Trajectory = io.Custom("RETRACE_TRAJECTORY")
 Prompts = io.Custom("RETRACE_PROMPTS")
@@ -62,6 +64,56 @@ def checked(node: type[io.ComfyNode]) -> type[io.ComfyNode]:
 
     node.execute = classmethod(with_checks)
     return node
+
+
+def prompted_inputs() -> list[io.Input]:
+    """Return what a controller of words begins with: model, pair of prompts, how they pair."""
+    return [
+        io.Model.Input("model", tooltip="The checkpoint's model, or another controller's."),
+        Prompts.Input("prompts", tooltip="From Prompt-Pair."),
+        io.Combo.Input(
+            "mode",
+            options=list(MODES),
+            default="auto",
+            tooltip=(
+                "'replace' swaps words one for one, 'refine' adds or removes words; 'auto' takes "
+                "replace if the word counts agree."
+            ),
+        ),
+    ]
+
+
+def word_windows_input() -> io.Input:
+    """Return the input for own windows of single words."""
+    return io.String.Input(
+        "word_windows",
+        default="",
+        tooltip=(
+            "Own cross windows for target words, as fractions: 'dog: 0.8, wooden: 0.2-0.6'. "
+            "Empty: none."
+        ),
+    )
+
+
+def checkpointing_input() -> io.Input:
+    """Return the choice of what an optimisation stores for its gradients."""
+    return io.Combo.Input(
+        "checkpointing",
+        options=list(CHECKPOINTING),
+        default="auto",
+        optional=True,
+        tooltip=(
+            "Recomputes instead of storing: a third more time, a fraction of the memory, the same "
+            "numbers. 'auto' starts when memory runs out, 'never' turns it off."
+        ),
+    )
+
+
+def controlled_output() -> io.Output:
+    """Return the output of a controller: the model that carries it."""
+    return io.Model.Output(
+        "model", display_name="model", tooltip="For the next controller or the Edit-Sampler."
+    )
 
 
 def recorded_input() -> io.Input:

@@ -2,7 +2,6 @@
 
 from comfy_api.latest import io
 
-from ..attention.alignment import MODES
 from ..attention.layout_blend import make_layout_blend
 from ..attention.unified import ORIGINS, UnifiedControl
 from ..attention.windows import parse_words
@@ -25,13 +24,7 @@ class UACController(io.ComfyNode):
             ),
             search_aliases=["infedit", "unified attention control", "layout branch", "uac"],
             inputs=[
-                io.Model.Input("model", tooltip="The checkpoint's model, or another controller's."),
-                types.Prompts.Input("prompts", tooltip="From Prompt-Pair."),
-                io.Combo.Input("mode", options=list(MODES), default="auto",
-                               tooltip=(
-                                   "'replace' swaps words one for one, 'refine' adds or removes "
-                                   "words; 'auto' takes replace if the word counts agree."
-                               )),
+                *types.prompted_inputs(),
                 io.Float.Input("cross_replace", default=0.7, min=0.0, max=1.0, step=0.05,
                                round=0.01,
                                tooltip=(
@@ -75,8 +68,7 @@ class UACController(io.ComfyNode):
                                )),
             ],
             outputs=[
-                io.Model.Output("model", display_name="model",
-                                tooltip="For the next controller or the Edit-Sampler."),
+                types.controlled_output(),
             ],
         )
 
