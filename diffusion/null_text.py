@@ -100,7 +100,7 @@ def optimise_null(
     for step in range(steps):
         sigma, sigma_next = sigmas[steps - step], sigmas[steps - step - 1]
         target = latents[steps - step - 1]
-        weight = 1.0 if flow else 1 / (1 + float(sigma_next) ** 2)
+        weight = loss_weight(sigma_next, flow)
         with torch.no_grad():
             cond = denoise_cond(x, sigma, step)
 
@@ -108,7 +108,7 @@ def optimise_null(
                     weight=weight, step=step):
             guided = mix(cond, denoise_null(x, sigma, step, leaf), x, sigma)
             stepped = step_euler(x, guided, sigma, sigma_next)
-            return (stepped - target).float().square().flatten(1).mean(1) * weight
+            return latent_loss(stepped, target, weight)
 
         embedding, losses = optimise_step(
             embedding,
@@ -124,6 +124,16 @@ def optimise_null(
             denoised = mix(cond, denoise_null(x, sigma, step, embedding), x, sigma)
             x = step_euler(x, denoised, sigma, sigma_next)
         yield NullState(step, sigma_next, x, embedding, losses, denoised)
+
+
+def loss_weight(sigma: Tensor, flow: bool) -> float:
+    """Return the factor that makes a squared distance of x at `sigma` one of z."""
+    return 1.0 if flow else 1 / (1 + float(sigma) ** 2)
+
+
+def latent_loss(stepped: Tensor, target: Tensor, weight: float) -> Tensor:
+    """Return each image's mean squared distance from where its step should lead, "batch"."""
+    return (stepped - target).float().square().flatten(1).mean(1) * weight
 
 
 def rate_at(learning_rate: float, step: int, steps: int) -> float:

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor
 
 from .errors import PlanError
-from .null_text import EARLY_STOP_GROWTH, loss_gradient, optimise_step, rate_at
+from .null_text import (
+    EARLY_STOP_GROWTH,
+    latent_loss,
+    loss_gradient,
+    loss_weight,
+    optimise_step,
+    rate_at,
+)
 from .steps import guide, step_euler
 
 INNER_DECAY = 0.1
@@ -83,7 +90,7 @@ def optimise_values(
     for step in range(steps):
         sigma, sigma_next = sigmas[steps - step], sigmas[steps - step - 1]
         target = latents[steps - step - 1]
-        weight = 1.0 if flow else 1 / (1 + float(sigma_next) ** 2)
+        weight = loss_weight(sigma_next, flow)
         with torch.no_grad():
             uncond = denoise_uncond(x, sigma, step)
 
@@ -91,7 +98,7 @@ def optimise_values(
                     target=target, weight=weight, step=step):
             cond, own = denoise_cond(x, sigma, step, modulation)
             stepped = step_euler(x, mix(cond, uncond, x, sigma), sigma, sigma_next)
-            return (stepped - target).float().square().flatten(1).mean(1) * weight + own
+            return latent_loss(stepped, target, weight) + own
 
         def evaluate(parameters, measure=measure):
             leaf = parameters.detach().clone().requires_grad_(True)

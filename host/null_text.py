@@ -1,33 +1,23 @@
 """Null-text optimisation on the host's model: gradients, progress, and the resulting trajectory."""
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
-import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
 from ..attention.rows import SOURCE_COND, SOURCE_UNCOND
-from ..diffusion.edit import check_finite
 from ..diffusion.errors import HostError, PlanError, TrajectoryError
-from ..diffusion.inversion import from_level
 from ..diffusion.null_text import NullState, optimise_null
 from ..diffusion.trajectory import NullRule, SourceRule, Trajectory
 from .conditioning import check_conditioning, single_entry
-from .gradients import (
-    CHECKPOINTING,
-    differentiable,
-    gradient_run,
-    guided_models,
-    loss_scale,
-)
-from .guider import RowGuider, Rows, check_interrupted
+from .gradients import CHECKPOINTING
+from .guider import RowGuider, Rows
 from .inversion import run_guider
 from .model import check_model
+from .optimising import OptimisingSampler, check_optimisable
 from .plots import draw_curves
-from .remembering import remembering
 
 VARIANTS = ("null-text", "null-latent", "single-branch")
 
@@ -45,68 +35,28 @@ def text_embedding(guider: RowGuider, name: str, sigma: Tensor) -> Tensor:
     return cond.cond.detach().clone().to(torch.float32)
 
 
-class NullTextSampler(comfy.samplers.Sampler):
+class NullTextSampler(OptimisingSampler):
     """Walks down a trajectory and optimises an unconditional embedding at each step."""
 
-    def __init__(self, guider: RowGuider, trajectory: Trajectory, *, cfg: float, checkpointing: str,
-                 settings: dict[str, Any]) -> None:
-        self.guider, self.trajectory, self.cfg = guider, trajectory, cfg
-        self.checkpointing, self.settings = checkpointing, settings
-        self.states: list[NullState] = []
-        self.backwards = 0
-        self.checkpointed = False
+    learned = "embedding"
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
-               denoise_mask=None, disable_pbar=False):
-        trajectory, guider, device = self.trajectory, self.guider, noise.device
-        steps, inner = trajectory.steps, self.settings["inner_steps"]
-        progress = comfy.utils.ProgressBar(steps * inner)
-        models = guided_models(guider)
-        foreign = "optimized_attention_override" in extra_args["model_options"].get(
-            "transformer_options", {}
+    def inner_steps_before(self, step: int) -> int:
+        return step * self.settings["inner_steps"]
+
+    def optimise(
+        self, latents: Tensor, grid: Tensor, options: dict, **shared: Any
+    ) -> Iterator[NullState]:
+        start = text_embedding(self.guider, "negative", grid[-1])
+        return optimise_null(
+            latents,
+            grid,
+            start.expand(self.trajectory.batch, -1, -1),
+            lambda x, sigma, step: self.evaluate(Rows(SOURCE_COND, "source", x), sigma, options),
+            lambda x, sigma, step, leaf: self.evaluate(
+                Rows(SOURCE_UNCOND, "negative", x, leaf), sigma, options
+            ),
+            **shared,
         )
-        with (
-            gradient_run(*models, mode=self.checkpointing) as run,
-            remembering(*models, attention=not foreign),
-        ):
-            options = differentiable(extra_args["model_options"])
-            grid = trajectory.sigmas.to(device).clone()
-
-            def differentiate(closure):
-                check_interrupted()
-                result = run(closure)
-                self.backwards += trajectory.batch
-                progress.update(1)
-                return result
-
-            def evaluate(x, sigma, role, name, embedding=None):
-                check_interrupted()
-                return guider.denoise_rows([Rows(role, name, x, embedding)], sigma, options)[role]
-
-            for state in optimise_null(
-                trajectory.latents.to(device).clone(),
-                grid,
-                text_embedding(guider, "negative", grid[-1]).expand(trajectory.batch, -1, -1),
-                lambda x, sigma, step: evaluate(x, sigma, SOURCE_COND, "source"),
-                lambda x, sigma, step, leaf: evaluate(x, sigma, SOURCE_UNCOND, "negative", leaf),
-                guided=lambda cond, uncond, x, sigma: guider.guide(
-                    cond, uncond, self.cfg, x, sigma, options, ("source", "negative")
-                ),
-                differentiate=differentiate,
-                loss_scale=loss_scale(guider.inner_model, noise[0].numel()),
-                flow=trajectory.model.flow,
-                **self.settings,
-            ):
-                check_finite(state.x, state.step, steps)
-                self.states.append(state._replace(
-                    x=state.x.to("cpu", torch.float32), embedding=state.embedding.cpu()
-                ))
-                progress.update_absolute((state.step + 1) * inner)
-                if callback is not None:
-                    callback(state.step, state.denoised, state.x, steps)
-            self.checkpointed = run.checkpointed
-            clean = from_level(state.x, grid[0], trajectory.model.flow)
-        return clean.detach().clone()
 
 
 def optimise(
@@ -143,13 +93,7 @@ def optimise(
             f"unknown variant {variant!r} or checkpointing {checkpointing!r}; choose from "
             f"{', '.join(VARIANTS)} and {', '.join(CHECKPOINTING)}"
         )
-    if trajectory.source is None:
-        raise TrajectoryError("this trajectory carries no source conditioning; invert again")
-    if trajectory.solver != "euler":
-        raise TrajectoryError(
-            f"null-text optimisation is defined for DDIM, but this trajectory walks down with "
-            f"{trajectory.solver!r}; use Invert-DDIM"
-        )
+    check_optimisable(trajectory, "null-text optimisation")
     refuse_learned_values(trajectory)
     if cfg == 1:
         raise PlanError(

@@ -16,6 +16,7 @@ from .guider import RowGuider
 from .inversion import run_guider
 from .model import attention_sites, check_model
 from .null_text import final_loss, loss_curve
+from .optimising import check_optimisable
 from .pixart import is_pixart
 from .style_sampler import StyleSampler
 from .vision import image_tokens
@@ -89,13 +90,7 @@ def check_input(model: Any, trajectory: Trajectory, negative: list) -> None:
     """Raise RetraceError if values cannot be trained on this trajectory."""
     check_model(model, trajectory)
     check_conditioning("negative", negative)
-    if trajectory.source is None:
-        raise TrajectoryError("this trajectory carries no source conditioning; invert again")
-    if trajectory.solver != "euler":
-        raise TrajectoryError(
-            f"StyleDiffusion is defined for DDIM, but this trajectory walks down with "
-            f"{trajectory.solver!r}; use Invert-DDIM"
-        )
+    check_optimisable(trajectory, "StyleDiffusion")
     if trajectory.null_embeddings is not None:
         raise TrajectoryError(
             "this trajectory has null embeddings already, and StyleDiffusion trains against the "

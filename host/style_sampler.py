@@ -1,10 +1,8 @@
-"""StyleDiffusion's walk down a trajectory on the host's model: gradients, maps, progress."""
+"""StyleDiffusion's walk down a trajectory on the host's model: learned values, maps."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
-import comfy.samplers
-import comfy.utils
 import torch
 from torch import Tensor
 
@@ -12,9 +10,7 @@ from ..attention.maps import PUBLISHED_DOWNSAMPLE
 from ..attention.rows import SOURCE_COND, SOURCE_UNCOND
 from ..attention.sites import Site, nearest_grid
 from ..attention.value_inputs import map_loss, total_loss
-from ..diffusion.edit import check_finite
 from ..diffusion.errors import HostError
-from ..diffusion.inversion import from_level
 from ..diffusion.style_diffusion import StyleState, inner_steps_in_all, optimise_values
 from ..diffusion.trajectory import Trajectory
 from ..diffusion.value_network import (
@@ -23,92 +19,52 @@ from ..diffusion.value_network import (
     initial_parameters,
     map_features,
 )
-from .gradients import differentiable, gradient_run, guided_models, loss_scale
-from .guider import RowGuider, Rows, check_interrupted
+from .guider import RowGuider, Rows
 from .map_guidance import recording
 from .null_text import text_embedding
-from .remembering import remembering
+from .optimising import OptimisingSampler
 from .value_inputs import with_values
 
 
-class StyleSampler(comfy.samplers.Sampler):
+class StyleSampler(OptimisingSampler):
     """Walks down a trajectory and trains the values' network at each step."""
 
-    def __init__(self, guider: RowGuider, trajectory: Trajectory, features: Tensor, *, cfg: float,
-                 checkpointing: str, sites: tuple[Site, ...], map_weight: float, seed: int,
-                 start: str, settings: dict[str, Any]) -> None:
+    learned = "modulation"
+
+    def __init__(self, guider: RowGuider, trajectory: Trajectory, features: Tensor, *,
+                 sites: tuple[Site, ...], map_weight: float, seed: int, start: str,
+                 **walk: Any) -> None:
         """features: "batch tokens channels"; sites: cross-attention layers, all of them."""
-        self.guider, self.trajectory, self.features, self.cfg = guider, trajectory, features, cfg
-        self.checkpointing, self.settings = checkpointing, settings
-        self.sites, self.map_weight = sites, map_weight
+        super().__init__(guider, trajectory, **walk)
+        self.features, self.sites, self.map_weight = features, sites, map_weight
         self.seed, self.start = seed, start
         self.map_sites = nearest_grid(sites, PUBLISHED_DOWNSAMPLE) if map_weight else frozenset()
-        self.states: list[StyleState] = []
         self.wanted: tuple[int, dict[Site, Tensor]] = (-1, {})
-        self.backwards = 0
-        self.checkpointed = False
 
-    def sample(self, model_wrap, sigmas, extra_args, callback, noise, latent_image=None,
-               denoise_mask=None, disable_pbar=False):
-        trajectory, guider, device = self.trajectory, self.guider, noise.device
-        steps, inner = trajectory.steps, self.settings["inner_steps"]
-        progress = comfy.utils.ProgressBar(inner_steps_in_all(inner, steps))
-        models = guided_models(guider)
-        foreign = "optimized_attention_override" in extra_args["model_options"].get(
-            "transformer_options", {}
+    def inner_steps_before(self, step: int) -> int:
+        return inner_steps_in_all(self.settings["inner_steps"], step)
+
+    def optimise(
+        self, latents: Tensor, grid: Tensor, options: dict, **shared: Any
+    ) -> Iterator[StyleState]:
+        steps, batch = self.trajectory.steps, self.trajectory.batch
+        prompt = text_embedding(self.guider, "source", grid[-1])
+        features = fit_channels(self.features.clone(), prompt.shape[2]).to(latents.device)
+        size = NetworkSize(features.shape[1], prompt.shape[1])
+        parameters = initial_parameters(size, batch, self.seed, self.start)
+        return optimise_values(
+            latents,
+            grid,
+            parameters.to(latents.device),
+            lambda parameters: map_features(parameters, features, size),
+            lambda x, sigma, step: self.evaluate(
+                Rows(SOURCE_UNCOND, "negative", x), sigma, options
+            ),
+            lambda x, sigma, step, modulation: self.denoise_cond(
+                x, sigma, modulation, latents[steps - step], step, options
+            ),
+            **shared,
         )
-        with (
-            gradient_run(*models, mode=self.checkpointing) as run,
-            remembering(*models, attention=not foreign),
-        ):
-            options = differentiable(extra_args["model_options"])
-            latents = trajectory.latents.to(device).clone()
-            grid = trajectory.sigmas.to(device).clone()
-            prompt = text_embedding(guider, "source", grid[-1])
-            features = fit_channels(self.features.clone(), prompt.shape[2]).to(device)
-            size = NetworkSize(features.shape[1], prompt.shape[1])
-
-            def differentiate(closure):
-                check_interrupted()
-                result = run(closure)
-                self.backwards += trajectory.batch
-                progress.update(1)
-                return result
-
-            for state in optimise_values(
-                latents,
-                grid,
-                initial_parameters(size, trajectory.batch, self.seed, self.start).to(device),
-                lambda parameters: map_features(parameters, features, size),
-                lambda x, sigma, step: self.evaluate(
-                    Rows(SOURCE_UNCOND, "negative", x), sigma, options
-                ),
-                lambda x, sigma, step, modulation: self.denoise_cond(
-                    x, sigma, modulation, latents[steps - step], step, options
-                ),
-                guided=lambda cond, uncond, x, sigma: guider.guide(
-                    cond, uncond, self.cfg, x, sigma, options, ("source", "negative")
-                ),
-                differentiate=differentiate,
-                loss_scale=loss_scale(guider.inner_model, noise[0].numel()),
-                flow=trajectory.model.flow,
-                **self.settings,
-            ):
-                check_finite(state.x, state.step, steps)
-                self.states.append(state._replace(
-                    x=state.x.to("cpu", torch.float32), modulation=state.modulation.cpu()
-                ))
-                progress.update_absolute(inner_steps_in_all(inner, state.step + 1))
-                if callback is not None:
-                    callback(state.step, state.denoised, state.x, steps)
-            self.checkpointed = run.checkpointed
-            clean = from_level(state.x, grid[0], trajectory.model.flow)
-        return clean.detach().clone()
-
-    def evaluate(self, row: Rows, sigma: Tensor, options: dict) -> Tensor:
-        """Return one row's prediction."""
-        check_interrupted()
-        return self.guider.denoise_rows([row], sigma, options)[row.role]
 
     def denoise_cond(
         self, x: Tensor, sigma: Tensor, modulation: Tensor, anchor: Tensor, step: int,

@@ -68,7 +68,7 @@ def test_inference_mode_changes_no_bit_and_leaves_the_model_as_it_was(model):
 
 def test_cancelling_inside_an_inner_loop_leaves_the_model_as_it_was(model, comfy, monkeypatch):
     import comfy.model_management
-    from retrace.host import null_text
+    from retrace.host import optimising
 
     make_inference_tensors(model)
     trajectory, before, calls = inverted(model), state(model), []
@@ -79,7 +79,7 @@ def test_cancelling_inside_an_inner_loop_leaves_the_model_as_it_was(model, comfy
             comfy.model_management.interrupt_current_processing(True)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    monkeypatch.setattr(null_text, "check_interrupted", cancel_at_the_sixth)
+    monkeypatch.setattr(optimising, "check_interrupted", cancel_at_the_sixth)
     with torch.inference_mode(), \
             pytest.raises(comfy.model_management.InterruptProcessingException):
         optimise(model, trajectory)

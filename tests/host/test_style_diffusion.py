@@ -180,7 +180,7 @@ def test_cancelling_inside_an_inner_loop_leaves_the_model_as_it_was(
     model, vision, comfy, monkeypatch
 ):
     import comfy.model_management
-    from retrace.host import style_sampler
+    from retrace.host import optimising
 
     make_inference_tensors(model)
     trajectory, before, calls = inverted(model), state(model), []
@@ -191,7 +191,7 @@ def test_cancelling_inside_an_inner_loop_leaves_the_model_as_it_was(
             comfy.model_management.interrupt_current_processing(True)
         comfy.model_management.throw_exception_if_processing_interrupted()
 
-    monkeypatch.setattr(style_sampler, "check_interrupted", cancel_at_the_sixth)
+    monkeypatch.setattr(optimising, "check_interrupted", cancel_at_the_sixth)
     with torch.inference_mode(), \
             pytest.raises(comfy.model_management.InterruptProcessingException):
         train(model, trajectory, vision)
