@@ -1,6 +1,7 @@
 """Small real host models for tests: the golden UNet, and random UNets of the host's classes."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -50,6 +51,21 @@ def make_unet_model(
                 parameter.copy_(noise if parameter.ndim > 1 else noise + 0.5)
     cpu = torch.device("cpu")
     return comfy.model_patcher.ModelPatcher(model, load_device=cpu, offload_device=cpu)
+
+
+def cancelling_at(number: int) -> Callable[[], None]:
+    """Return a check for interruption that is cancelled by the user the n-th time it looks."""
+    import comfy.model_management as management
+
+    calls = []
+
+    def check() -> None:
+        calls.append(1)
+        if len(calls) == number:
+            management.interrupt_current_processing(True)
+        management.throw_exception_if_processing_interrupted()
+
+    return check
 
 
 def load_tiny3(golden_dir: Path) -> Any:

@@ -2,7 +2,14 @@
 
 import pytest
 import torch
-from helpers_host import SMALL_UNET, conditioning, make_inference_tensors, make_unet_model, rms
+from helpers_host import (
+    SMALL_UNET,
+    cancelling_at,
+    conditioning,
+    make_inference_tensors,
+    make_unet_model,
+    rms,
+)
 
 pytestmark = pytest.mark.host
 
@@ -167,15 +174,8 @@ def test_cancelling_inside_a_gradient_leaves_the_model_as_it_was(model, monkeypa
     from retrace.host import map_guidance
 
     make_inference_tensors(model)
-    trajectory, before, calls = inverted(model), state(model), []
-
-    def cancel_at_the_fourth():
-        calls.append(1)
-        if len(calls) == 4:
-            comfy.model_management.interrupt_current_processing(True)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    monkeypatch.setattr(map_guidance, "check_interrupted", cancel_at_the_fourth)
+    trajectory, before = inverted(model), state(model)
+    monkeypatch.setattr(map_guidance, "check_interrupted", cancelling_at(4))
     with torch.inference_mode(), \
             pytest.raises(comfy.model_management.InterruptProcessingException):
         edit(model, trajectory, checkpointing="always")

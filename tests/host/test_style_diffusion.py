@@ -4,7 +4,14 @@ import json
 
 import pytest
 import torch
-from helpers_host import SMALL_UNET, conditioning, make_inference_tensors, make_unet_model, rms
+from helpers_host import (
+    SMALL_UNET,
+    cancelling_at,
+    conditioning,
+    make_inference_tensors,
+    make_unet_model,
+    rms,
+)
 
 pytestmark = pytest.mark.host
 
@@ -183,15 +190,8 @@ def test_cancelling_inside_an_inner_loop_leaves_the_model_as_it_was(
     from retrace.host import optimising
 
     make_inference_tensors(model)
-    trajectory, before, calls = inverted(model), state(model), []
-
-    def cancel_at_the_sixth():
-        calls.append(1)
-        if len(calls) == 6:
-            comfy.model_management.interrupt_current_processing(True)
-        comfy.model_management.throw_exception_if_processing_interrupted()
-
-    monkeypatch.setattr(optimising, "check_interrupted", cancel_at_the_sixth)
+    trajectory, before = inverted(model), state(model)
+    monkeypatch.setattr(optimising, "check_interrupted", cancelling_at(6))
     with torch.inference_mode(), \
             pytest.raises(comfy.model_management.InterruptProcessingException):
         train(model, trajectory, vision)
