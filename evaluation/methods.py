@@ -5,6 +5,7 @@ from __future__ import annotations
 from ..attention.local_blend import LocalBlend
 from ..attention.masactrl import MasaCtrl
 from ..attention.plug_and_play import PlugAndPlay
+from ..diffusion.trajectory import Trajectory
 from .direction_methods import DIRECTIONS
 from .dit_methods import DIT
 from .inversion_methods import INVERSIONS, ROUND_TRIPS
@@ -42,12 +43,24 @@ def direct_p2p(bench: Workbench) -> Outcome:
 
 def p2p_blend(bench: Workbench) -> Outcome:
     """Prompt-to-Prompt + LocalBlend on the object that changes, from a source that drifts."""
-    return bench.edit(bench.ddim(), bench.p2p(blend=object_blend(bench)))
+    return blended(bench, bench.ddim())
 
 
 def direct_p2p_blend(bench: Workbench) -> Outcome:
     """Direct Inversion + Prompt-to-Prompt + LocalBlend on the object that changes."""
-    return bench.edit(bench.pinned(bench.ddim()), bench.p2p(blend=object_blend(bench)))
+    return blended(bench, bench.pinned(bench.ddim()))
+
+
+def blended(bench: Workbench, trajectory: Trajectory) -> Outcome:
+    """Edit under Prompt-to-Prompt with LocalBlend, once for all methods that ask for it."""
+    name = ("LocalBlend", trajectory.source_rule.pinned, bench.settings)
+    blend = object_blend(bench)
+    return bench.once(name, lambda: bench.edit(trajectory, bench.p2p(blend=blend)))
+
+
+def put_back(method: Method) -> Method:
+    """Return a method whose photos are put back outside the region that LocalBlend let change."""
+    return lambda bench: method(bench)._replace(put_back=True)
 
 
 def object_blend(bench: Workbench) -> LocalBlend:
@@ -88,6 +101,8 @@ METHODS: dict[str, Method] = {
     "DirectInversion + P2P": direct_p2p,
     "P2P + LocalBlend": p2p_blend,
     "DirectInversion + P2P + LocalBlend": direct_p2p_blend,
+    "P2P + LocalBlend, photo put back": put_back(p2p_blend),
+    "DirectInversion + P2P + LocalBlend, photo put back": put_back(direct_p2p_blend),
     "MasaCtrl": masactrl,
     "DirectInversion + MasaCtrl": direct_masactrl,
     "PnP": plug_and_play,

@@ -26,12 +26,16 @@ class Outcome(NamedTuple):
 
     edited: LATENT samples "batch channels h w"; source: its reconstruction of the source.
     rows: row-forwards a picture of inversion and of edit; seconds: a picture, both together.
+    mask: where the edit could act, "batch height width" in pixels; None for no edit. put_back:
+    whether the photo itself takes the edit's place outside of it.
     """
 
     edited: Tensor
     source: Tensor
     rows: tuple[int, int]
     seconds: float
+    mask: Tensor | None = None
+    put_back: bool = False
 
 
 Method = Callable[["Workbench"], Outcome]
@@ -86,6 +90,17 @@ class Workbench:
     def decode(self, samples: Tensor) -> Tensor:
         """Decode LATENT samples to pictures "batch height width 3" in [0, 1]."""
         return self.vae.decode(samples).to("cpu", torch.float32)
+
+    def picture(self, outcome: Outcome) -> Tensor:
+        """Decode an edit to "batch height width 3", with the photo put back if it is to be.
+
+        The same as the host's ImageCompositeMasked gives, which the workflows use.
+        """
+        edited = self.decode(outcome.edited)
+        if outcome.mask is None or not outcome.put_back:
+            return edited
+        photos = np.stack([case.source_image for case in self.cases])
+        return torch.lerp(torch.from_numpy(photos) / 255, edited, outcome.mask.cpu()[..., None])
 
     def once(self, name: str, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for under this name."""
@@ -148,8 +163,8 @@ class Workbench:
             result.source,
             (rows // count, result.report["row_forwards"] // count),
             (seconds + result.report["seconds"]) / count,
+            result.mask,
         )
-
 
     def retrace(self, trajectory: Trajectory) -> Outcome:
         """Sample back with the source prompts at cfg 1 and nothing else: the round trip."""

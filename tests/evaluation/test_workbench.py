@@ -80,3 +80,25 @@ def test_sentences_for_a_direction_differ_in_the_swapped_word_only(comfy, cases)
                        if a != b]  # fmt: skip
             assert len(changed) == 1 and old.split()[changed[0]] == case.source_word
             assert new.split()[changed[0]] == case.target_word
+
+
+def test_a_photo_put_back_is_the_hosts_composite_and_the_photo_itself_outside(demo, cases):
+    from comfy_extras.nodes_mask import composite
+    from retrace.evaluation.methods import METHODS
+    from retrace.evaluation.workbench import batches
+
+    chosen = [cases[number] for number in batches(demo.clip, cases, 2)[0]]
+    one = bench(demo, chosen)
+    photos = torch.stack([torch.from_numpy(case.source_image) for case in chosen]) / 255
+    made = METHODS["DirectInversion + P2P + LocalBlend, photo put back"](one)
+    mask = made.mask
+    assert 0 < float(mask.mean()) < 1
+    expected = composite(
+        photos.movedim(-1, 1).clone(), one.decode(made.edited).movedim(-1, 1), 0, 0, mask, 1
+    )
+    found = one.picture(made)
+    torch.testing.assert_close(found.movedim(-1, 1), expected)
+    assert torch.equal(found[mask == 0], photos[mask == 0])
+    plain = METHODS["DirectInversion + P2P + LocalBlend"](one)
+    assert torch.equal(plain.edited, made.edited)
+    assert torch.equal(one.picture(plain), one.decode(plain.edited))

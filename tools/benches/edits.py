@@ -26,6 +26,10 @@ METHODS = (
 )
 CEILING, _, PLAIN, FREE, DIRECT = METHODS
 FREE_BLEND, BLEND = f"{FREE} + LocalBlend", f"{DIRECT} + LocalBlend"
+PUT_BACK = "{}, photo put back"
+KEEPERS = (
+    CEILING, PLAIN, FREE, FREE_BLEND, BLEND, PUT_BACK.format(FREE_BLEND), PUT_BACK.format(BLEND)
+)
 SWEEP_SEED = 1000
 SWEEP_CFG = (2.0, 3.0, 4.0)
 SWEEP_WINDOWS = ((0.4, 0.6), (0.6, 0.4), (0.8, 0.4))  # cross, self
@@ -54,12 +58,12 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                         help="what is swapped, in turn: colour, shape, background, pattern")
     parser.add_argument("--methods", help="separated by ';'")
     parser.add_argument("--keeping", action="store_true",
-                        help="with LocalBlend and the settings that keep most (settings.KEEPING)")
+                        help="with LocalBlend, with and without the photo put back outside its region, "
+                             "at the settings that keep most (settings.KEEPING)")
     parser.add_argument("--sweep", action="store_true",
                         help=f"try cfg and windows on other scenes (seed {SWEEP_SEED})")
     options = parser.parse_args(arguments)  # fmt: skip
-    blended = (*METHODS[:3], FREE_BLEND, BLEND)
-    options.methods = options.methods or ";".join(blended if options.keeping else METHODS)
+    options.methods = options.methods or ";".join(KEEPERS if options.keeping else METHODS)
     return options
 
 
@@ -75,10 +79,13 @@ def describe(count: int, settings: Settings) -> str:
 
 
 def verdicts(summaries: Sequence[Summary]) -> list[str]:
-    """Say what Direct Inversion + P2P reaches against its aims and its neighbours."""
+    """Say what Direct Inversion + P2P reaches against its aims and its neighbours.
+
+    With LocalBlend where that was measured, and with the photo put back where that was.
+    """
     found = {one.method: one for one in summaries}
-    free, direct = (FREE_BLEND, BLEND) if FREE_BLEND in found else (FREE, DIRECT)
-    if not {CEILING, PLAIN, free, direct} <= set(found):
+    direct = next((m for m in (PUT_BACK.format(BLEND), BLEND, DIRECT) if m in found), "")
+    if not {CEILING, PLAIN, FREE, direct} <= set(found):
         return []
     ours = found[direct]
     aims = [
@@ -89,7 +96,7 @@ def verdicts(summaries: Sequence[Summary]) -> list[str]:
     aims += [
         ("what must stay, against the autoencoder", ours.keep - found[CEILING].keep, -3.0, "dB"),
         ("what must stay, against plain DDIM", ours.keep - found[PLAIN].keep, 2.0, "dB"),
-        ("what must stay, against P2P alone", ours.keep - found[free].keep, 2.0, "dB"),
+        ("what must stay, against P2P alone", ours.keep - found[FREE].keep, 2.0, "dB"),
     ]
     lines = [
         f"- {name}: {value:.1f} {unit}, aim {least:g} {unit}, "

@@ -261,12 +261,19 @@ def show(
 ) -> None:
     """Draw the last group: the edit, beside it what the inversion kept, and the report.
 
-    exact: whether a Demo-Scene's exact target is the target of this edit. metrics: measure how
-    near the edit is to the picture outside the mask.
+    mask: whether the edit has one, outside which the picture itself is put back, untouched by the
+    autoencoder. exact: whether a Demo-Scene's exact target is the target of this edit. metrics:
+    measure how near the edit is to the picture outside the mask, before that.
     """
     with graph.group("5  Look", 280):
         edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
-        graph.add("SaveImage", "Edited", images=edited, filename_prefix=f"Retrace/{prefix}")
+        final = edited
+        if mask:
+            final = graph.add(
+                "ImageCompositeMasked", "The photo, put back outside", destination=start.image,
+                source=edited, mask=edit.mask, x=0, y=0, resize_source=False,
+            ).image  # fmt: skip
+        graph.add("SaveImage", "Edited", images=final, filename_prefix=f"Retrace/{prefix}")
         graph.add("PreviewAny", "Report", source=edit.report)
         if metrics:
             measured = graph.add(
