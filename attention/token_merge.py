@@ -3,7 +3,7 @@
 Source: Bolya et al. 2023, Token Merging (arXiv:2210.09461, arXiv:2303.17604), Sec. 3: cells of a
 grid give destinations, every other token its most similar destination, the most similar ones are
 merged by their mean and copied back after. Changed: cells grow until the ratio can be met; the
-similarity is made in pieces; one matching serves all rows of an image.
+similarity is made in pieces, on a sketch of the channels; one matching serves all rows of an image.
 """
 
 from collections.abc import Callable
@@ -15,6 +15,10 @@ from torch import Tensor
 
 SMALLEST_PIECE = 2**18
 """Entries of the similarity that are made at once at least; more where the tokens take more."""
+
+SKETCH = 64
+"""Channels that similarity is measured on at most: with all 1152 of PixArt-XL, matching would cost
+eighteen times as much and hardly find other pairs (docs/benchmarks.md)."""
 
 
 class Matching(NamedTuple):
@@ -74,7 +78,7 @@ def match_tokens(
 ) -> Matching:
     """Match the tokens of one image so that int(ratio tokens) of them are merged away.
 
-    metric: "tokens channels" (tokens = rows * columns), compared by its cosine.
+    metric: "tokens channels" (tokens = rows * columns), compared by the cosine of its `sketch`.
     stride: side of a cell, grown where the ratio needs more; seed: of the destinations' places.
     Equal similarities are ordered by token number, so the same input gives the same matching.
     """
@@ -85,7 +89,8 @@ def match_tokens(
     is_source = torch.ones(tokens, dtype=torch.bool)
     is_source[targets] = False  # on the CPU, where nothing waits for the device
     sources, targets = is_source.nonzero()[:, 0].to(metric.device), targets.to(metric.device)
-    unit = unit_vectors(metric)
+    half = metric.dtype in (torch.float16, torch.bfloat16)
+    unit = unit_vectors(sketch(metric), half)
     score, best = best_targets(unit[sources], unit[targets])
     order = score.argsort(descending=True, stable=True)
     merged, alone = order[:away], order[away:].sort().values
@@ -119,14 +124,27 @@ def destinations(rows: int, columns: int, side: int, seed: int) -> Tensor:
     return (row * columns + column).flatten()
 
 
-def unit_vectors(metric: Tensor) -> Tensor:
-    """Return vectors of length one: float32 on the CPU, else half where the model is in half.
+def sketch(metric: Tensor, channels: int = SKETCH) -> Tensor:
+    """Return "tokens channels" sums of signed groups of channels, float32; few are left as they are.
+
+    Inner products are kept on average, with a variance of at most 2 |a|^2 |b|^2 / channels.
+    Source: Weinberger et al. 2009 (arXiv:0902.2206), Lemma 2, with groups of equal size.
+    """
+    many = metric.shape[1]
+    if many <= channels:
+        return metric
+    signs = torch.randint(2, (many,), generator=torch.Generator().manual_seed(many)) * 2.0 - 1
+    signed = metric.float() * signs.to(metric.device)
+    return F.pad(signed, (0, -many % channels)).unflatten(1, (-1, channels)).sum(1)
+
+
+def unit_vectors(metric: Tensor, half: bool = False) -> Tensor:
+    """Return vectors of length one: float32, or half if that is asked for off the CPU.
 
     bfloat16 is too coarse between 0.99 and 1, where most similarities of an image lie.
     """
     unit = F.normalize(metric.float(), dim=-1)
-    half = metric.device.type != "cpu" and metric.dtype in (torch.float16, torch.bfloat16)
-    return unit.half() if half else unit
+    return unit.half() if half and metric.device.type != "cpu" else unit
 
 
 def best_targets(sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:

@@ -155,6 +155,46 @@ def test_pieces_of_the_similarity_give_what_the_whole_gives(monkeypatch):
     assert all(torch.equal(a, b) for a, b in zip(pieces, whole, strict=True))
 
 
+def smooth_tokens(rows, columns, channels, waves=24):
+    """Return tokens like those of a picture: waves over the grid, mixed, bent, off the origin."""
+    draw = torch.Generator().manual_seed(0)
+    row, column = torch.meshgrid(torch.arange(rows), torch.arange(columns), indexing="ij")
+    place = torch.stack([row.flatten() / rows, column.flatten() / columns], dim=1)
+    speed = 8 * torch.pi * torch.randn(2, waves, generator=draw)
+    waving = torch.cos(place @ speed + 6.28 * torch.rand(waves, generator=draw))
+    mixed = torch.tanh(waving @ torch.randn(waves, channels, generator=draw) / 3)
+    return mixed + 2 * torch.randn(channels, generator=draw)
+
+
+@pytest.mark.parametrize("ratio", [0.5, 0.8])
+def test_a_sketch_of_many_channels_merges_hardly_worse_than_all_of_them(ratio, monkeypatch):
+    metric = smooth_tokens(32, 32, 1152)
+
+    def lost():
+        matching = match_tokens(metric, 32, 32, ratio, 2, seed=3)
+        return float((matching.unmerge(matching.merge(metric[None])) - metric).norm())
+
+    fast = lost()
+    monkeypatch.setattr(token_merge, "sketch", lambda metric: metric)
+    assert fast <= 1.05 * lost()
+
+
+@pytest.mark.parametrize("channels", [65, 192, 320])
+def test_a_sketch_keeps_inner_products_on_average_within_its_variance(channels):
+    pairs = torch.randn(2, 4000, channels, generator=torch.Generator().manual_seed(1))
+    pairs[1] += pairs[0]
+    short = token_merge.sketch(pairs.flatten(0, 1)).view(2, 4000, 64)
+    error = (short[0] * short[1]).sum(1) - (pairs[0] * pairs[1]).sum(1)
+    size = pairs[0].norm(dim=1) * pairs[1].norm(dim=1)
+    assert abs(float((error / size).mean())) <= 0.01
+    assert float((error / size).square().mean()) <= 2 / 64
+
+
+def test_few_channels_are_no_sketch():
+    metric = tokens(4, 4, 64)
+    assert token_merge.sketch(metric) is metric
+
+
 def test_both_ways_of_taking_means_agree():
     x, sizes = torch.randn(3, 20, 5, dtype=torch.float64), torch.tensor([1, 7, 3, 9])
     expected = torch.stack([part.mean(1) for part in x.split(sizes.tolist(), dim=1)], dim=1)
