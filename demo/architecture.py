@@ -32,7 +32,7 @@ TRANSFORMER = {
     "pred_sigma": False,
     "micro_condition": False,
 }
-"""PixArt's; a patch of 8 of latents enlarged four times is one of 2 (see transformer.py)."""
+"""PixArt's; a patch of 8 of what is enlarged four times is one of 2 (see transformer.py)."""
 
 TEXT = {
     "num_hidden_layers": 2,

@@ -58,6 +58,17 @@ def test_a_ground_has_the_colour_that_the_caption_says(demo, word, channel):
     assert int(corners.argmax()) == channel
 
 
+@pytest.mark.parametrize("shape", ["triangle", "square"])
+def test_some_shapes_are_those_that_the_caption_says(demo, shape):
+    from retrace.evaluation.scenes import Background, Scene, SceneObject, check
+
+    noise = torch.randn(4, 4, 16, 16, generator=torch.Generator().manual_seed(2))
+    text = f"a white {shape} on a plain blue background"
+    images = demo.vae.decode(sample(demo, noise, text, steps=20)).numpy()
+    scene = Scene(Background("blue"), (SceneObject(shape, "white", 64, 64, 24),))
+    assert sum(check(image, scene).shape for image in images) >= 2
+
+
 def test_another_kind_is_refused_with_those_there_are():
     with pytest.raises(ValueError, match=", ".join(KINDS)):
         load_demo(kind="flux")

@@ -1,9 +1,8 @@
 """DiT4Edit's parts on held-out scenes, with the demo's PixArt: inversion, control, merging.
 
-One word is swapped in each scene: a colour, of an object or of the ground (this PixArt draws no
-shapes). The first table compares inversions of equal steps with the source sampled beside the
-target; the second unified control with its parts, the third merging, both from DPM-Solver++ with
-the source pinned.
+One word is swapped in each scene, a colour or a shape. The first table compares inversions of
+equal steps with the source sampled beside the target; the second unified control with its parts,
+the third merging, both from DPM-Solver++ with the source pinned.
 """
 
 from __future__ import annotations
@@ -85,7 +84,7 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                         help="window of word maps")
     parser.add_argument("--switch", type=float, default=dit4edit.SWITCH,
                         help="from structure to content")
-    parser.add_argument("--attributes", default="colour,background",
+    parser.add_argument("--attributes", default="colour,shape",
                         help="what is swapped, in turn: colour, shape, background, pattern")
     parser.add_argument("--tables", default=",".join(TABLES), help="separated by ','")
     parser.add_argument("--cross-from", type=float, default=dit4edit.CROSS_FROM,
