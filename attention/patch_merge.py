@@ -14,7 +14,7 @@ from ..diffusion.errors import BlockSelectionError, PlanError
 from .plan import Control, RunFacts
 from .rows import RowLayout
 from .sites import Site, select_sites
-from .token_merge import Matching, match_tokens, merge_rows
+from .token_merge import Matching, match_tokens, merge_rows, sketch
 from .windows import Window, check_window, window_steps
 
 MOST_MERGED = 0.9
@@ -215,7 +215,7 @@ class MergeCall:
     ) -> list[Matching]:
         """Return one matching an image, made from the mean over the image's rows."""
         with torch.no_grad():
-            metric = x.detach().unflatten(0, (-1, self.layout.images)).mean(0)
+            metric = sketch(x.detach()).unflatten(0, (-1, self.layout.images)).mean(0)
         seed = matching_seed(self.sigma, site)
         return [
             match_tokens(image, rows, columns, asked.ratio, asked.stride, seed) for image in metric

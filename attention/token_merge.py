@@ -3,7 +3,7 @@
 Source: Bolya et al. 2023, Token Merging (arXiv:2210.09461, arXiv:2303.17604), Sec. 3: cells of a
 grid give destinations, every other token its most similar destination, the most similar ones are
 merged by their mean and copied back after. Changed: cells grow until the ratio can be met; the
-similarity is made in pieces, on a sketch of the channels; one matching serves all rows of an image.
+similarity is made in pieces, on a sketch of the channels; one matching serves all rows.
 """
 
 from collections.abc import Callable
@@ -125,17 +125,21 @@ def destinations(rows: int, columns: int, side: int, seed: int) -> Tensor:
 
 
 def sketch(metric: Tensor, channels: int = SKETCH) -> Tensor:
-    """Return "tokens channels" sums of signed groups of channels, float32; few are left as they are.
+    """Return "... channels" sums of signed groups of channels, float32; few stay as they are.
 
     Inner products are kept on average, with a variance of at most 2 |a|^2 |b|^2 / channels.
     Source: Weinberger et al. 2009 (arXiv:0902.2206), Lemma 2, with groups of equal size.
     """
-    many = metric.shape[1]
+    many = metric.shape[-1]
     if many <= channels:
         return metric
     signs = torch.randint(2, (many,), generator=torch.Generator().manual_seed(many)) * 2.0 - 1
-    signed = metric.float() * signs.to(metric.device)
-    return F.pad(signed, (0, -many % channels)).unflatten(1, (-1, channels)).sum(1)
+    signs = signs.to(metric.device)
+    total = metric.new_zeros(*metric.shape[:-1], channels, dtype=torch.float32)
+    for start in range(0, many, channels):  # in place: to make all signed channels costs more
+        part = metric[..., start : start + channels]
+        total[..., : part.shape[-1]].addcmul_(part, signs[start : start + channels])
+    return total
 
 
 def unit_vectors(metric: Tensor, half: bool = False) -> Tensor:

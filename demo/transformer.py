@@ -1,4 +1,4 @@
-"""A PixArt small enough for the demo's latents: ComfyUI's own network between a few convolutions."""
+"""A PixArt small enough for the demo's latents: ComfyUI's own network between convolutions."""
 
 from __future__ import annotations
 

@@ -58,8 +58,8 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
                         help="what is swapped, in turn: colour, shape, background, pattern")
     parser.add_argument("--methods", help="separated by ';'")
     parser.add_argument("--keeping", action="store_true",
-                        help="with LocalBlend, with and without the photo put back outside its region, "
-                             "at the settings that keep most (settings.KEEPING)")
+                        help="with LocalBlend, with and without the photo put back outside its "
+                             "region, at the settings that keep most (settings.KEEPING)")
     parser.add_argument("--sweep", action="store_true",
                         help=f"try cfg and windows on other scenes (seed {SWEEP_SEED})")
     options = parser.parse_args(arguments)  # fmt: skip
