@@ -55,9 +55,9 @@ def local_blend(graph: Graph, start: Start) -> None:
     with graph.group(EDIT):
         model = prompt_to_prompt(
             graph, start, mode="replace", self_replace=0.3, blend_source=words[0],
-            blend_target=words[1], blend_threshold=0.5,
+            blend_target=words[1],
         )  # fmt: skip
-        edit = sample(graph, start, model, trajectory)
+        edit = sample(graph, start, model, trajectory, cfg=4.0 if start.demo else 7.5)
     show(graph, start, edit, prefix="local blend", mask=True)
 
 
