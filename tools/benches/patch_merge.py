@@ -1,7 +1,8 @@
 """PatchMerge on PixArt's self-attention at real token counts: speed, cost of matching, memory.
 
 Random weights, torch's fused attention, Retrace's own hooks on the host's layers. A layer's time is
-that of its self-attention with all projections; the network's that of a whole forward pass.
+that of its self-attention with all projections; the network's that of a whole forward pass. With
+`--edit` whole edits are timed instead: DDIM inversion, and MasaCtrl over a pinned source.
 """
 
 from __future__ import annotations
@@ -51,11 +52,15 @@ def main(arguments: Sequence[str]) -> int:
     use_fused_attention()
     if not torch.cuda.is_available():
         torch.set_num_threads(options.threads)
-    network = make_network(options.width, options.depth)
+    model = make_pixart(options.width, options.depth)
+    network = model.model.diffusion_model
     print(
         f"PixArt-XL with {options.width} channels for 1152 and {options.depth} blocks for 28, "
         f"random weights, {next(network.parameters()).dtype}; medians of {options.repeats}.\n"
     )
+    if options.edit:
+        print(edit_table(model, options))
+        return 0
     rows = []
     for size in options.sizes.split(","):
         for count in map(int, options.rows.split(",")):
@@ -83,11 +88,13 @@ def read_arguments(arguments: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--depth", type=int, default=28 if gpu else 2, help="blocks; 28 is XL's")
     parser.add_argument("--repeats", type=int, default=3, help="medians of so many (3)")
     parser.add_argument("--threads", type=int, default=1, help="on the CPU (1)")
+    parser.add_argument("--edit", type=int, default=0, metavar="STEPS",
+                        help="time whole edits of so many steps")
     return parser.parse_args(arguments)
 
 
-def make_network(width: int, depth: int) -> Any:
-    """Return a random PixArt-Sigma network on the host's device; fp16 on a GPU, else fp32."""
+def make_pixart(width: int, depth: int) -> Any:
+    """Return a random PixArt-Sigma as a MODEL on the host's device; fp16 on a GPU, else fp32."""
     from ._models import ARCHITECTURES, make_model
 
     config = {
@@ -96,7 +103,7 @@ def make_network(width: int, depth: int) -> Any:
         "micro_condition": False, "pe_interpolation": 2,
     }  # fmt: skip
     ARCHITECTURES["pixart"] = ("PixArtSigma", config)
-    return make_model("pixart").model.diffusion_model
+    return make_model("pixart")
 
 
 def measure(
@@ -123,6 +130,43 @@ def measure(
         f"{times.moving:.4f}", f"{whole:.2f}", f"{fast:.2f}", f"{whole / fast:.2f}x",
         f"{100 * (peak / plain - 1):+.1f} %",
     ]  # fmt: skip
+
+
+def edit_table(model: Any, options: argparse.Namespace) -> str:
+    """Return seconds of whole edits, plain and merged, as a table."""
+    from retrace.attention.patch_merge import PatchMerge
+    from retrace.host.merging import with_patch_merge
+
+    rows = []
+    for size in options.sizes.split(","):
+        plain = median(lambda size=size: run_whole(model, size, options.edit), options.repeats)
+        for ratio in map(float, options.ratios.split(",")):
+            fast = with_patch_merge(model, PatchMerge(ratio))
+            merged = median(
+                lambda size=size, fast=fast: run_whole(fast, size, options.edit), options.repeats
+            )
+            rows.append([size, f"{ratio:g}", f"{plain:.1f}", f"{merged:.1f}",
+                         f"{plain / merged:.2f}x"])  # fmt: skip
+    return tables.markdown_table(["pixels", "ratio", "edit s", "merged s", "faster"], rows)
+
+
+def run_whole(model: Any, size: str, steps: int) -> Tensor:
+    """Invert random latents and edit them: three rows a call, MasaCtrl in the deep half."""
+    from retrace.attention.masactrl import MasaCtrl
+    from retrace.diffusion.trajectory import SourceRule
+    from retrace.host.editing import run_edit, with_controller
+    from retrace.host.inversion import invert
+
+    generator = torch.Generator().manual_seed(0)
+    height, width = (int(side) // 8 for side in size.split("x"))
+    samples = torch.randn(1, 4, height, width, generator=generator)
+    source, target, negative = (
+        [[torch.randn(1, CAPTION, 4096, generator=generator), {}]] for _ in range(3)
+    )
+    trajectory = invert(model, source, {"samples": samples}, steps=steps)[0]
+    trajectory = trajectory.replace(source_rule=SourceRule(pinned=True))
+    controlled = with_controller(model, MasaCtrl(0.0, depth=(0.5, 1.0)))
+    return run_edit(controlled, trajectory, target, negative, cfg=4.5, reconstruct=False).edited
 
 
 def make_inputs(network: Any, size: str, count: int) -> tuple[Tensor, Tensor, Tensor]:
