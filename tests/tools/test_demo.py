@@ -37,6 +37,15 @@ def test_shown_edit_is_found_and_the_reconstruction_added():
     assert decoder["inputs"] == {"samples": ["5", 1], "vae": ["2", 2]}
 
 
+def test_an_edit_composed_into_the_photo_is_the_edit_and_not_its_mask():
+    prompt = workflow()
+    prompt["7"] = {
+        "class_type": "ImageCompositeMasked",
+        "inputs": {"destination": ["1", 0], "source": ["6", 0], "mask": ["5", 2], "x": 0, "y": 0},
+    }
+    assert picture_nodes(prompt) == {"edit": "8"}
+
+
 @pytest.mark.parametrize(
     ("node", "name", "value"), [("4", "blend_target", "cat"), ("5", "mask", ["1", 1])]
 )
