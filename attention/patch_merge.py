@@ -213,7 +213,7 @@ class MergeCall:
     def match(
         self, asked: PatchMerge, site: Site, x: Tensor, rows: int, columns: int
     ) -> list[Matching]:
-        """Return one matching an image, made from the mean over the image's rows."""
+        """Return one matching an image, made from the mean sketch of the image's rows."""
         with torch.no_grad():
             metric = sketch(x.detach()).unflatten(0, (-1, self.layout.images)).mean(0)
         seed = matching_seed(self.sigma, site)

@@ -78,7 +78,7 @@ def match_tokens(
 ) -> Matching:
     """Match the tokens of one image so that int(ratio tokens) of them are merged away.
 
-    metric: "tokens channels" (tokens = rows * columns), compared by the cosine of its `sketch`.
+    metric: "tokens channels" (tokens = rows * columns), compared by its cosine; see `sketch`.
     stride: side of a cell, grown where the ratio needs more; seed: of the destinations' places.
     Equal similarities are ordered by token number, so the same input gives the same matching.
     """
@@ -89,8 +89,7 @@ def match_tokens(
     is_source = torch.ones(tokens, dtype=torch.bool)
     is_source[targets] = False  # on the CPU, where nothing waits for the device
     sources, targets = is_source.nonzero()[:, 0].to(metric.device), targets.to(metric.device)
-    half = metric.dtype in (torch.float16, torch.bfloat16)
-    unit = unit_vectors(sketch(metric), half)
+    unit = unit_vectors(metric)
     score, best = best_targets(unit[sources], unit[targets])
     order = score.argsort(descending=True, stable=True)
     merged, alone = order[:away], order[away:].sort().values
@@ -142,13 +141,14 @@ def sketch(metric: Tensor, channels: int = SKETCH) -> Tensor:
     return total
 
 
-def unit_vectors(metric: Tensor, half: bool = False) -> Tensor:
-    """Return vectors of length one: float32, or half if that is asked for off the CPU.
+def unit_vectors(metric: Tensor) -> Tensor:
+    """Return vectors of length one: float32 on the CPU, else half where the metric is in half.
 
     bfloat16 is too coarse between 0.99 and 1, where most similarities of an image lie.
     """
     unit = F.normalize(metric.float(), dim=-1)
-    return unit.half() if half and metric.device.type != "cpu" else unit
+    half = metric.device.type != "cpu" and metric.dtype in (torch.float16, torch.bfloat16)
+    return unit.half() if half else unit
 
 
 def best_targets(sources: Tensor, targets: Tensor) -> tuple[Tensor, Tensor]:
