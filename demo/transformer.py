@@ -68,8 +68,8 @@ def make_class() -> type:
             wide = F.pixel_shuffle(near, ENLARGED)
             far = super().forward(wide, timesteps, context, **kwargs)
             fine = run(self.join, torch.cat([near, F.pixel_unshuffle(far, ENLARGED)], dim=1))
-            coarse = run(self.middle, self.down(fine)).repeat_interleave(2, -1)
-            h = torch.cat([fine, self.up(coarse.repeat_interleave(2, -2))], dim=1)
+            coarse = F.interpolate(run(self.middle, self.down(fine)), scale_factor=2)
+            h = torch.cat([fine, self.up(coarse)], dim=1)
             return self.tail_out(F.silu(self.tail_norm(run(self.tail, h))))
 
     return DemoPixArt

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -102,7 +102,7 @@ class Workbench:
         photos = np.stack([case.source_image for case in self.cases])
         return torch.lerp(torch.from_numpy(photos) / 255, edited, outcome.mask.cpu()[..., None])
 
-    def once(self, name: str, make: Callable[[], Any]) -> Any:
+    def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for under this name."""
         if name not in self._kept:
             self._kept[name] = make()
