@@ -58,9 +58,9 @@ def blended(bench: Workbench, trajectory: Trajectory) -> Outcome:
     return bench.once(name, lambda: bench.edit(trajectory, bench.p2p(blend=blend)))
 
 
-def put_back(method: Method) -> Method:
-    """Return a method whose photos are put back outside the region that LocalBlend let change."""
-    return lambda bench: method(bench)._replace(put_back=True)
+def pasted_back(method: Method) -> Method:
+    """Return a method whose edits are pasted back into the photo."""
+    return lambda bench: method(bench)._replace(pasted=True)
 
 
 def object_blend(bench: Workbench) -> LocalBlend:
@@ -101,8 +101,8 @@ METHODS: dict[str, Method] = {
     "DirectInversion + P2P": direct_p2p,
     "P2P + LocalBlend": p2p_blend,
     "DirectInversion + P2P + LocalBlend": direct_p2p_blend,
-    "P2P + LocalBlend, photo put back": put_back(p2p_blend),
-    "DirectInversion + P2P + LocalBlend, photo put back": put_back(direct_p2p_blend),
+    "P2P + LocalBlend, pasted back": pasted_back(p2p_blend),
+    "DirectInversion + P2P + LocalBlend, pasted back": pasted_back(direct_p2p_blend),
     "MasaCtrl": masactrl,
     "DirectInversion + MasaCtrl": direct_masactrl,
     "PnP": plug_and_play,

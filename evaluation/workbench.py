@@ -12,6 +12,7 @@ from torch import Tensor
 
 from ..attention.alignment import make_token_map
 from ..attention.prompt_to_prompt import PromptPair, PromptToPrompt
+from ..diffusion.paste_back import paste_back
 from ..diffusion.trajectory import SourceRule, Trajectory
 from ..host.editing import run_edit, with_controller
 from ..host.inversion import invert
@@ -26,8 +27,8 @@ class Outcome(NamedTuple):
 
     edited: LATENT samples "batch channels h w"; source: its reconstruction of the source.
     rows: row-forwards a picture of inversion and of edit; seconds: a picture, both together.
-    mask: where the edit could act, "batch height width" in pixels; None for no edit. put_back:
-    whether the photo itself takes the edit's place outside of it.
+    mask: where the edit could act, "batch height width" in pixels; None for no edit. pasted:
+    whether the photo takes the place of what was not edited.
     """
 
     edited: Tensor
@@ -35,7 +36,7 @@ class Outcome(NamedTuple):
     rows: tuple[int, int]
     seconds: float
     mask: Tensor | None = None
-    put_back: bool = False
+    pasted: bool = False
 
 
 Method = Callable[["Workbench"], Outcome]
@@ -92,15 +93,13 @@ class Workbench:
         return self.vae.decode(samples).to("cpu", torch.float32)
 
     def picture(self, outcome: Outcome) -> Tensor:
-        """Decode an edit to "batch height width 3", with the photo put back if it is to be.
-
-        The same as the host's ImageCompositeMasked gives, which the workflows use.
-        """
+        """Decode an edit to "batch height width 3", pasted back into the photo if it is to be."""
         edited = self.decode(outcome.edited)
-        if outcome.mask is None or not outcome.put_back:
+        if not outcome.pasted:
             return edited
         photos = np.stack([case.source_image for case in self.cases])
-        return torch.lerp(torch.from_numpy(photos) / 255, edited, outcome.mask.cpu()[..., None])
+        source = self.decode(outcome.source)
+        return paste_back(edited, source, torch.from_numpy(photos) / 255, outcome.mask)[0]
 
     def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for under this name."""

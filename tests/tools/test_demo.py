@@ -37,11 +37,12 @@ def test_shown_edit_is_found_and_the_reconstruction_added():
     assert decoder["inputs"] == {"samples": ["5", 1], "vae": ["2", 2]}
 
 
-def test_an_edit_composed_into_the_photo_is_the_edit_and_not_its_mask():
+def test_an_edit_pasted_back_into_the_photo_is_the_edit_and_not_its_mask():
     prompt = workflow()
+    prompt["10"] = {"class_type": "VAEDecode", "inputs": {"samples": ["5", 1], "vae": ["2", 2]}}
     prompt["7"] = {
-        "class_type": "ImageCompositeMasked",
-        "inputs": {"destination": ["1", 0], "source": ["6", 0], "mask": ["5", 2], "x": 0, "y": 0},
+        "class_type": "RetracePasteBack",
+        "inputs": {"edited": ["6", 0], "source": ["10", 0], "image": ["1", 0], "mask": ["5", 2]},
     }
     assert picture_nodes(prompt) == {"edit": "8"}
 

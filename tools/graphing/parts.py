@@ -261,18 +261,18 @@ def show(
 ) -> None:
     """Draw the last group: the edit, beside it what the inversion kept, and the report.
 
-    mask: whether the edit has one, outside which the picture itself is put back, untouched by the
-    autoencoder. exact: whether a Demo-Scene's exact target is the target of this edit. metrics:
-    measure how near the edit is to the picture outside the mask, before that.
+    mask: whether the edit has one; then the photo is pasted back where nothing was edited. exact:
+    whether a Demo-Scene's exact target is the target of this edit. metrics: measure how near the
+    edit is to the picture outside the mask, before that.
     """
     with graph.group("5  Look", 280):
-        edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
-        final = edited
+        final = edited = graph.add("VAEDecode", samples=edit.edited, vae=start.vae).image
+        source = None
         if mask:
+            source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
             final = graph.add(
-                "ImageCompositeMasked", "The photo, put back outside", destination=start.image,
-                source=edited, mask=edit.mask, x=0, y=0, resize_source=False,
-            ).image  # fmt: skip
+                "RetracePasteBack", edited=edited, source=source, image=start.image, mask=edit.mask
+            ).image
         graph.add("SaveImage", "Edited", images=final, filename_prefix=f"Retrace/{prefix}")
         graph.add("PreviewAny", "Report", source=edit.report)
         if metrics:
@@ -281,7 +281,8 @@ def show(
             ).report
             graph.add("PreviewAny", "How near to the picture", source=measured)
         graph.column()
-        source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
+        if source is None:
+            source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
         graph.add("PreviewImage", "Reconstruction of the source", images=source)
         if mask:
             graph.add("MaskPreview", "Where the edit acted", mask=edit.mask)

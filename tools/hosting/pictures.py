@@ -8,7 +8,6 @@ Prompt = dict[str, dict[str, Any]]
 SAMPLER = "RetraceEditSampler"
 ROLES = {0: "edit", 1: "reconstruction", 2: "mask"}  # by the sampler's output
 SHOWING = {"PreviewImage", "SaveImage"}
-COMPOSITE = "ImageCompositeMasked"  # shows its source, in the photo
 
 
 def picture_nodes(prompt: Prompt) -> dict[str, str]:
@@ -56,14 +55,11 @@ def _has_mask(prompt: Prompt) -> bool:
 def _role(prompt: Prompt, key: str) -> str | None:
     """Walk up the first links from a node to the Edit-Sampler; None if it does not lead there."""
     for _ in prompt:
-        given = prompt[key]["inputs"]
-        if prompt[key]["class_type"] == COMPOSITE:
-            given = {"source": given.get("source")}
-        links = [v for v in given.values() if isinstance(v, list) and len(v) == 2]
-        for origin, slot in links:
-            if prompt.get(origin, {}).get("class_type") == SAMPLER:
-                return ROLES.get(slot)
-        if not links or links[0][0] not in prompt:
+        given = prompt[key]["inputs"].values()
+        origin, slot = next((v for v in given if isinstance(v, list) and len(v) == 2), ("", 0))
+        if origin not in prompt:
             return None
-        key = links[0][0]
+        if prompt[origin]["class_type"] == SAMPLER:
+            return ROLES.get(slot)
+        key = origin
     return None
