@@ -25,8 +25,8 @@ class Settings:
     self_from: float = SELF_FROM
 
 
-KEEPING = Settings(cfg=2.5, cross=0.6, self_=0.9, blend=0.5, self_tokens=32 * 32)
-"""What keeps most of the source while a changed word still shows, for P2P with LocalBlend.
+KEEPING = Settings(cfg=3.0, cross=0.4, self_=0.8, blend=0.5, self_tokens=32 * 32)
+"""What keeps much of the source while a changed word still shows, for P2P with LocalBlend.
 
 Found by hand on scenes apart from the held-out ones; docs/benchmarks.md has what was tried.
 """
