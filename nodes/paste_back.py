@@ -45,8 +45,8 @@ class PasteBack(io.ComfyNode):
                              )),
                 io.Mask.Input("mask", optional=True,
                               tooltip=(
-                                  "Outside it the photo stays in any case; the Edit-Sampler's "
-                                  "mask, or your own."
+                                  "Outside it the photo stays in any case. Not needed where the "
+                                  "edit itself was kept inside a mask."
                               )),
             ],
             outputs=[

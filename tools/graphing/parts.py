@@ -271,7 +271,7 @@ def show(
         if mask:
             source = graph.add("VAEDecode", samples=edit.source, vae=start.vae).image
             final = graph.add(
-                "RetracePasteBack", edited=edited, source=source, image=start.image, mask=edit.mask
+                "RetracePasteBack", edited=edited, source=source, image=start.image
             ).image
         graph.add("SaveImage", "Edited", images=final, filename_prefix=f"Retrace/{prefix}")
         graph.add("PreviewAny", "Report", source=edit.report)
