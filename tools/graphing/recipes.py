@@ -139,8 +139,8 @@ RECIPES: tuple[Recipe, ...] = (
             "**blend_threshold**: higher makes the region smaller",
             "**blend_start**: how many steps pass before the first blend",
         ),
-        "the mask shows the region; outside it the picture is the source, pixel for pixel, since "
-        "*Image Composite Masked* puts it back there.",
+        "the mask shows the region; wherever nothing was edited the picture is the photo, pixel "
+        "for pixel (*Paste-Back*).",
     ),
     Recipe(
         "edit_inside_mask",
@@ -155,8 +155,7 @@ RECIPES: tuple[Recipe, ...] = (
             "the mask; a little larger than the thing is better than too tight",
             "**self_replace** in P2P-Controller: with a mask it may be lower",
         ),
-        "nothing changes outside the mask: *Image Composite Masked* puts the picture's own pixels "
-        "back there.",
+        "outside the mask the picture is the photo, pixel for pixel (*Paste-Back*).",
     ),
     Recipe(
         "edit_masactrl",
