@@ -155,7 +155,7 @@ RECIPES: tuple[Recipe, ...] = (
             "the mask; a little larger than the thing is better than too tight",
             "**self_replace** in P2P-Controller: with a mask it may be lower",
         ),
-        "outside the mask the picture is the photo, pixel for pixel (*Paste-Back*).",
+        "outside the mask that is shown the picture is the photo, pixel for pixel (*Paste-Back*).",
     ),
     Recipe(
         "edit_masactrl",
