@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .errors import LatentError, PlanError
+from .pictures import size, to_batch
 
 TOLERANCE = 16.0
 FEATHER = 0
@@ -48,12 +49,13 @@ def paste_back(
         )
     place = find_place(edited, source, image)
     count = max(len(edited), len(source), len(image))
+    for name, picture in (("photo", image), ("edit", edited), ("reconstruction", source)):
+        if len(picture) not in (1, count):
+            raise LatentError(f"the {name} is a batch of {len(picture)}, another one of {count}")
     photo, after, before = (
-        _to_batch(name, picture, count, edited.device)
-        for name, picture in (("photo", image), ("edit", edited), ("reconstruction", source))
+        to_batch(picture, count, edited.device) for picture in (image, edited, source)
     )
-    changed = difference(after, before, feather)
-    changed = ramp(changed, tolerance / LEVELS)
+    changed = ramp(difference(after, before, feather), tolerance / LEVELS)
     if mask is not None:
         mask = mask[None] if mask.ndim == 2 else mask
         mask = mask[(..., *place)] if mask.shape[1:] == image.shape[1:3] else mask
@@ -103,19 +105,6 @@ def ramp(apart: Tensor, tolerance: float) -> Tensor:
     if tolerance == 0:
         return (apart > 0).to(apart.dtype)
     return ((apart - tolerance) / ((RAMP - 1) * tolerance)).clamp(0, 1)
-
-
-def size(picture: Tensor) -> str:
-    """Write the size of an IMAGE."""
-    return f"{picture.shape[2]} x {picture.shape[1]}"
-
-
-def _to_batch(name: str, picture: Tensor, count: int, device: torch.device) -> Tensor:
-    """Return an IMAGE as "count 3 height width" float32, without alpha."""
-    if len(picture) not in (1, count):
-        raise LatentError(f"the {name} is a batch of {len(picture)}, another one of {count}")
-    moved = picture[..., :3].to(device, torch.float32).movedim(-1, 1)
-    return moved.expand(count, -1, -1, -1)
 
 
 def _fit(mask: Tensor, picture: Tensor, count: int) -> Tensor:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from ..diffusion.errors import LatentError
+from ..diffusion.pictures import size, to_batch
 from . import metrics
 from .metrics import Nearness
 from .tables import decibel
@@ -52,7 +53,9 @@ def compare_images(first: Tensor, second: Tensor, mask: Tensor | None = None) ->
             f"{size(first)}"
         )
     count = max(len(first), len(second))
-    a, b = (to_batch(picture, count) for picture in (first, second))
+    if not {len(first), len(second)} <= {1, count}:
+        raise LatentError(f"one batch has {len(first)} images, the other {len(second)}")
+    a, b = (to_batch(picture.clamp(0, 1), count, "cpu") for picture in (first, second))
     whole = metrics.masked(a, b)
     if mask is None:
         return EditMetrics(whole, None, whole, None)
@@ -68,14 +71,6 @@ def compare_images(first: Tensor, second: Tensor, mask: Tensor | None = None) ->
     )
 
 
-def to_batch(picture: Tensor, count: int) -> Tensor:
-    """Return an IMAGE as "count 3 height width" float32 on the CPU, without alpha."""
-    if len(picture) not in (1, count):
-        raise LatentError(f"one batch has {len(picture)} images, the other {count}")
-    moved = picture[..., :3].detach().to("cpu").float().movedim(-1, 1).clamp(0, 1)
-    return moved.expand(count, -1, -1, -1)
-
-
 def fit(mask: Tensor, picture: Tensor) -> Tensor:
     """Return a MASK at the picture's size, "batch height width" in [0, 1]."""
     mask = mask.detach().to("cpu").float()
@@ -88,11 +83,6 @@ def fit(mask: Tensor, picture: Tensor) -> Tensor:
 def mean(values: Tensor) -> float:
     """Return the mean over a batch, leaving out what is not a number; nan if nothing is left."""
     return metrics.mean_of_finite(values.tolist())
-
-
-def size(picture: Tensor) -> str:
-    """Write the size of an IMAGE."""
-    return f"{picture.shape[2]} x {picture.shape[1]}"
 
 
 def line(name: str, values: Nearness) -> str:

@@ -92,14 +92,13 @@ class Workbench:
         """Decode LATENT samples to pictures "batch height width 3" in [0, 1]."""
         return self.vae.decode(samples).to("cpu", torch.float32)
 
-    def picture(self, outcome: Outcome) -> Tensor:
-        """Decode an edit to "batch height width 3", pasted back into the photo if it is to be."""
-        edited = self.decode(outcome.edited)
-        if not outcome.pasted:
-            return edited
-        photos = np.stack([case.source_image for case in self.cases])
-        source = self.decode(outcome.source)
-        return paste_back(edited, source, torch.from_numpy(photos) / 255, outcome.mask)[0]
+    def pictures(self, outcome: Outcome) -> tuple[Tensor, Tensor]:
+        """Decode an edit, pasted back into the photo if it is to be, and its reconstruction."""
+        edited, source = self.decode(outcome.edited), self.decode(outcome.source)
+        if outcome.pasted:
+            photos = torch.from_numpy(np.stack([case.source_image for case in self.cases])) / 255
+            edited, _ = paste_back(edited, source, photos, outcome.mask)
+        return edited, source
 
     def once(self, name: Hashable, make: Callable[[], Any]) -> Any:
         """Return what `make` gave the first time it was asked for under this name."""

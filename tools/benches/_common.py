@@ -128,7 +128,7 @@ def work(task: Task) -> Results:
     for label, name, settings in task.entries:
         bench.settings = settings
         outcome = methods.METHODS[name](bench)
-        edited, source = bench.picture(outcome), bench.decode(outcome.source)
+        edited, source = bench.pictures(outcome)
         results.scores += score_batch(
             label, task.numbers, task.cases, edited, source, round_trip, outcome.rows,
             outcome.seconds,
